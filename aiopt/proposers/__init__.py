@@ -1,0 +1,1 @@
+"""What makes patches: each module here is one proposer (see aiopt.protocols.Proposer)."""

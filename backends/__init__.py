@@ -1,0 +1,1 @@
+"""Where a target runs: each module here is one backend (see aiopt.protocols.Backend)."""

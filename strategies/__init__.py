@@ -1,0 +1,1 @@
+"""What to try next: each module here is one strategy (see aiopt.protocols.Strategy)."""
