@@ -1,0 +1,467 @@
+"""The facts that a log is made of: frozen values, named in the past tense.
+
+An event holds what was proposed, run, measured, captured or failed, and why. It never holds a fitness or a rank: those are
+folds. It holds no clock reading, id or position either: `Log.append` stamps those, and nothing else does.
+
+Units are in the names or are these: seconds, bytes. A *blob* is the sha256 (64 hex digits) of an artifact in the blob store.
+Arms: `A` is the incumbent (in an audit: the baseline), `B` the candidate.
+"""
+
+from typing import Any, Literal
+
+from attrs import field, frozen
+
+__all__ = [
+    "EVENT_TYPES",
+    "ArtifactBuilt",
+    "AuditMeasured",
+    "BudgetSpent",
+    "CampaignFinished",
+    "CampaignInterrupted",
+    "CampaignResumed",
+    "CampaignStarted",
+    "CandidateProposed",
+    "CandidateRejected",
+    "Effect",
+    "EnvironmentObserved",
+    "Event",
+    "EvidenceCaptured",
+    "ExperimentFinished",
+    "ExperimentStarted",
+    "GateFailed",
+    "GatePassed",
+    "IncumbentChanged",
+    "MetricUnreadable",
+    "PairScheduled",
+    "PairVoided",
+    "PatchRef",
+    "PluginUsed",
+    "ProcessRef",
+    "ProfilerUnavailable",
+    "Recorded",
+    "RunMeasured",
+    "Scalar",
+    "SourcePrepared",
+    "StageFinished",
+    "StageStarted",
+    "VerdictReached",
+]
+
+JsonObject = dict[str, Any]
+
+Arm = Literal["A", "B"]
+Order = Literal["AB", "BA"]
+PairPurpose = Literal["screen", "guard", "audit"]
+StageName = Literal[
+    "source", "build", "test", "deploy", "workload", "collect", "teardown", "profile"
+]
+StageOutcome = Literal["ok", "failed", "timeout", "lost"]
+RejectReason = Literal["malformed", "out_of_scope", "does_not_apply", "duplicate", "empty"]
+VerdictKind = Literal[
+    "keep", "discard_regression", "discard_no_effect", "inconclusive", "no_change", "invalid"
+]
+ExperimentOutcome = Literal["judged", "superseded", "audited", "abandoned"]
+
+
+# ---- values that events are made of ----
+
+
+@frozen(kw_only=True, slots=True)
+class PluginUsed:
+    """A plug-in and where it came from."""
+
+    group: str
+    name: str
+    distribution: str
+    version: str
+
+
+@frozen(kw_only=True, slots=True)
+class PatchRef:
+    """One patch of a genome; `digest` is the sha256 of its canonical text, which is also its blob."""
+
+    name: str
+    digest: str
+
+
+@frozen(kw_only=True, slots=True)
+class ProcessRef:
+    """A process that cannot be mistaken for a later one with the same number."""
+
+    pid: int
+    start_ticks: int
+    boot_id: str
+
+
+@frozen(kw_only=True, slots=True)
+class Effect:
+    """How candidate and incumbent differ in one metric under one workload.
+
+    `effect`, `low` and `high` are natural logs of cost ratios, positive means the candidate is better
+    (ln(A/B) where lower is better, ln(B/A) where higher is); None: no finite bound at this number of pairs.
+    """
+
+    metric: str
+    workload: str
+    role: Literal["primary", "guard", "info"]
+    pairs: int
+    effect: float | None
+    low: float | None
+    high: float | None
+    p: float | None = None
+    """One-sided p of "not better than the margin" (primary) or of "worse than the margin" (guard)."""
+    state: Literal["improved", "unproved", "held", "broken", "unresolved", "info"] = "info"
+
+
+@frozen(kw_only=True, slots=True)
+class Scalar:
+    """One number that a profiler found, with its unit and, where it has one, its interval."""
+
+    value: float
+    unit: str
+    low: float | None = None
+    high: float | None = None
+
+
+# ---- campaign ----
+
+
+@frozen(kw_only=True, slots=True)
+class CampaignStarted:
+    """A search over a target began. Everything that a fold needs of its configuration is here."""
+
+    target: str
+    target_digest: str
+    """sha256 over target.toml and the harness files; a resume under another digest is refused."""
+    spec: JsonObject
+    """target.toml as loaded."""
+    base_commit: str
+    base_tree: str
+    config: JsonObject
+    """Strategy, proposer, mode, budget and their options."""
+    rule: str
+    rule_version: int
+    rule_params: JsonObject
+    seed: int
+    environment: str
+    plugins: tuple[PluginUsed, ...]
+    aiopt_version: str
+
+
+@frozen(kw_only=True, slots=True)
+class CampaignResumed:
+    """A controller took the campaign over; what its predecessor had left running was killed first."""
+
+    processes_killed: int
+    aiopt_version: str
+    plugins: tuple[PluginUsed, ...] = ()
+
+
+@frozen(kw_only=True, slots=True)
+class CampaignInterrupted:
+    """The controller was asked to stop, tore everything down and can be resumed."""
+
+    reason: str
+
+
+@frozen(kw_only=True, slots=True)
+class CampaignFinished:
+    """Nothing is left to do: the proposer has no more, or the budget is spent."""
+
+    reason: str
+
+
+@frozen(kw_only=True, slots=True)
+class EnvironmentObserved:
+    """What the measuring machine is: kernel, CPU, governor, load, tools. Keys are the backend's."""
+
+    environment: str
+    facts: JsonObject
+
+
+@frozen(kw_only=True, slots=True)
+class BudgetSpent:
+    """Something that the budget limits was used up by a proposal or an experiment."""
+
+    what: str
+    amount: float
+    unit: str
+
+
+# ---- candidates ----
+
+
+@frozen(kw_only=True, slots=True)
+class CandidateProposed:
+    """A proposer offered a candidate. `number` counts the proposals of the campaign from 1."""
+
+    number: int
+    candidate: str
+    genome: tuple[PatchRef, ...]
+    parents: tuple[str, ...]
+    hypothesis: str
+    proposer: str
+    cost: JsonObject = field(factory=dict)
+
+
+@frozen(kw_only=True, slots=True)
+class CandidateRejected:
+    """The candidate never became an experiment."""
+
+    number: int
+    candidate: str
+    reason: RejectReason
+    detail: str
+    duplicate_of: str | None = None
+
+
+@frozen(kw_only=True, slots=True)
+class IncumbentChanged:
+    """What later candidates are measured against; only a confirmed keep changes it."""
+
+    candidate: str
+    genome: tuple[PatchRef, ...]
+    tree: str
+    experiment: str
+    previous: str
+
+
+# ---- one experiment ----
+
+
+@frozen(kw_only=True, slots=True)
+class ExperimentStarted:
+    """The evaluation of one candidate against one incumbent in one environment began."""
+
+    campaign: str
+    number: int
+    """Of the proposal; 0 for an audit. The coin of each pair depends on it."""
+    purpose: Literal["candidate", "audit"]
+    candidate: str
+    genome: tuple[PatchRef, ...]
+    tree: str
+    incumbent: str
+    incumbent_tree: str
+    environment: str
+    mode: str
+
+
+@frozen(kw_only=True, slots=True)
+class StageStarted:
+    """A stage is about to run; logged before it does, so that its remains can be found and killed."""
+
+    stage: StageName
+    attempt: int
+    argv: tuple[str, ...]
+    timeout: float
+    supervisor: ProcessRef | None
+    """The process under which everything that the stage starts lives; None where the backend has its own way."""
+    run: str = ""
+    """Which run of a pair it belongs to (`screen:mixed:3:0:B`), or empty."""
+
+
+@frozen(kw_only=True, slots=True)
+class StageFinished:
+    """A stage is over and nothing that it started is alive."""
+
+    stage: StageName
+    attempt: int
+    outcome: StageOutcome
+    exit_code: int | None
+    signal: int | None
+    seconds: float
+    cpu_seconds: float
+    peak_rss_bytes: int
+    log: str | None
+    """Blob with its output, both streams in order of arrival."""
+    dropped_bytes: int = 0
+    """Output beyond the cap."""
+    strays_killed: int = 0
+    """Processes that were still alive when its main process had ended."""
+    run: str = ""
+
+
+@frozen(kw_only=True, slots=True)
+class SourcePrepared:
+    """The candidate's tree exists on the measuring machine."""
+
+    tree: str
+    harness_digest: str
+
+
+@frozen(kw_only=True, slots=True)
+class ArtifactBuilt:
+    """What the build produced; equal digests mean that nothing changed."""
+
+    digest: str
+    files: int
+
+
+@frozen(kw_only=True, slots=True)
+class GatePassed:
+    """A yes/no check before measuring was passed."""
+
+    gate: str
+
+
+@frozen(kw_only=True, slots=True)
+class GateFailed:
+    """A check failed: the candidate is invalid, however fast it may be."""
+
+    gate: str
+    detail: str
+    log: str | None = None
+
+
+@frozen(kw_only=True, slots=True)
+class PairScheduled:
+    """The coin of one pair, logged before the first of its runs."""
+
+    purpose: PairPurpose
+    workload: str
+    index: int
+    attempt: int
+    order: Order
+
+
+@frozen(kw_only=True, slots=True)
+class RunMeasured:
+    """One execution of the workload: the raw samples, and what the machine was like meanwhile."""
+
+    purpose: PairPurpose
+    workload: str
+    index: int
+    attempt: int
+    arm: Arm
+    position: int
+    """1 or 2: first or second of its pair."""
+    metrics: dict[str, tuple[float, ...]]
+    texts: dict[str, str]
+    covariates: dict[str, float]
+    log: str | None
+
+
+@frozen(kw_only=True, slots=True)
+class MetricUnreadable:
+    """A metric that the target declares was not printed, or what was printed is no number."""
+
+    metric: str
+    found: str
+    purpose: PairPurpose
+    workload: str
+    index: int
+    attempt: int
+    arm: Arm
+    log: str | None
+    """Blob of the stage log to look into."""
+
+
+@frozen(kw_only=True, slots=True)
+class PairVoided:
+    """A pair does not count, by a rule on the machine's state or because it was interrupted, never by its values."""
+
+    purpose: PairPurpose
+    workload: str
+    index: int
+    attempt: int
+    reason: str
+    covariates: dict[str, float] = field(factory=dict)
+
+
+@frozen(kw_only=True, slots=True)
+class EvidenceCaptured:
+    """What one profiler found in a run of its own."""
+
+    profiler: str
+    arm: Arm
+    workload: str
+    scalars: dict[str, Scalar]
+    stacks: str | None
+    """Blob: folded stacks, one `frame;frame;frame count` a line."""
+    artifact: str | None
+    """Blob: what the profiler wrote."""
+
+
+@frozen(kw_only=True, slots=True)
+class ProfilerUnavailable:
+    """A profiler gave no evidence. `status` says whether it could not run, failed or saw too little."""
+
+    profiler: str
+    status: Literal["not_available", "failed", "inconclusive"]
+    reason: str
+    fix: str = ""
+
+
+@frozen(kw_only=True, slots=True)
+class VerdictReached:
+    """The decision, with what it was made of; `decide` reproduces it from the events before it."""
+
+    kind: VerdictKind
+    reason: str
+    effects: tuple[Effect, ...]
+    rule: str
+    rule_version: int
+
+
+@frozen(kw_only=True, slots=True)
+class AuditMeasured:
+    """The final source against the original baseline on fresh pairs: the campaign's result."""
+
+    baseline: str
+    final: str
+    effects: tuple[Effect, ...]
+
+
+@frozen(kw_only=True, slots=True)
+class ExperimentFinished:
+    """Nothing more will be added to this stream."""
+
+    outcome: ExperimentOutcome
+    detail: str = ""
+
+
+Event = (
+    CampaignStarted
+    | CampaignResumed
+    | CampaignInterrupted
+    | CampaignFinished
+    | EnvironmentObserved
+    | BudgetSpent
+    | CandidateProposed
+    | CandidateRejected
+    | IncumbentChanged
+    | ExperimentStarted
+    | StageStarted
+    | StageFinished
+    | SourcePrepared
+    | ArtifactBuilt
+    | GatePassed
+    | GateFailed
+    | PairScheduled
+    | RunMeasured
+    | MetricUnreadable
+    | PairVoided
+    | EvidenceCaptured
+    | ProfilerUnavailable
+    | VerdictReached
+    | AuditMeasured
+    | ExperimentFinished
+)
+
+EVENT_TYPES: tuple[type[Event], ...] = Event.__args__  # type: ignore[assignment]
+"""Every class of event, in the order of the catalogue."""
+
+
+@frozen(kw_only=True, slots=True)
+class Recorded:
+    """An event in its place in a log."""
+
+    seq: int
+    stream: str
+    version: int
+    writer: int
+    wseq: int
+    recorded_at: str
+    """UTC, ISO 8601 with microseconds. For people; no fold reads it."""
+    hash: bytes
+    event: Event
