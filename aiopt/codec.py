@@ -1,0 +1,185 @@
+"""Events to rows of text and back, for every version of every event that was ever written.
+
+A payload is canonical JSON: keys sorted, no blanks, no NaN, no infinity. Old payloads are never
+rewritten: `UPCASTERS` turn the dict of one version into that of the next, step by step, before the
+class sees it. Whoever changes a class of event so that its payload changes raises its number in
+`SCHEMA_VERSIONS`, writes the upcaster, and adds a sample to `tests/data/events/`.
+
+A `JsonObject` holds JSON values only: a tuple in one comes back as a list.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from math import isfinite
+from operator import eq
+from typing import Any, cast
+
+import orjson
+from cattrs.gen import make_dict_structure_fn
+from cattrs.preconf.orjson import make_converter
+
+from aiopt.errors import CorruptLogError, UnknownEventError
+from aiopt.events import EVENT_TYPES, Event
+
+__all__ = ["SCHEMA_VERSIONS", "UPCASTERS", "Codec", "decode", "encode"]
+
+Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
+
+SCHEMA_VERSIONS: Mapping[str, int] = {cls.__name__: 1 for cls in EVENT_TYPES}
+"""The version that this aiopt writes, for every type of event."""
+
+UPCASTERS: Mapping[tuple[str, int], Upcaster] = {}
+"""(type, version) -> what makes the dict of `version + 1` out of the dict of `version`."""
+
+_OPTIONS = orjson.OPT_SORT_KEYS | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
+
+
+def _object(tree: Any, _: Any) -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        raise TypeError(f"{tree!r} is no JSON object")
+    return tree
+
+
+def _floats(tree: Any, _: Any) -> dict[str, float]:
+    return {key: float(value) for key, value in tree.items()}
+
+
+def _samples(tree: Any, _: Any) -> dict[str, tuple[float, ...]]:
+    return {key: tuple(map(float, values)) for key, values in tree.items()}
+
+
+# These are JSON as they stand: orjson gets them without a copy, and they come back by hooks that
+# spare cattrs' two calls per number.
+_PLAIN: Sequence[tuple[Any, Callable[[Any, Any], Any]]] = (
+    (dict[str, Any], _object),
+    (dict[str, float], _floats),
+    (dict[str, tuple[float, ...]], _samples),
+)
+_AS_IT_IS = (*(kind for kind, _ in _PLAIN), dict[str, str], tuple[str, ...])
+
+
+class Codec:
+    """Encodes and decodes a closed set of event classes, each with a hook that is compiled once."""
+
+    def __init__(
+        self,
+        types: Sequence[type],
+        versions: Mapping[str, int],
+        upcasters: Mapping[tuple[str, int], Upcaster],
+    ) -> None:
+        """Raise ValueError if the upcasters leave a gap between version 1 and the current one."""
+        converter = make_converter(detailed_validation=False)
+        converter.register_unstructure_hook_func(lambda t: t in _AS_IT_IS, lambda value: value)
+        for kind, hook in _PLAIN:
+            converter.register_structure_hook_func(partial(eq, kind), hook)
+        self._upcasters = dict(upcasters)
+        self._encoders: dict[type, tuple[str, int, Callable[[Any], Any]]] = {}
+        self._decoders: dict[str, tuple[int, Callable[[Any, Any], Any], type]] = {}
+        for cls in types:
+            name, version = cls.__name__, versions[cls.__name__]
+            missing = [n for n in range(1, version) if (name, n) not in upcasters]
+            if missing:
+                raise ValueError(
+                    f"{name} is at version {version} but has no upcaster from {missing}"
+                )
+            structure: Any = make_dict_structure_fn(cls, converter, _cattrs_forbid_extra_keys=True)
+            self._encoders[cls] = (name, version, converter.get_unstructure_hook(cls))
+            self._decoders[name] = (version, structure, cls)
+
+    def encode(self, event: Any) -> tuple[str, int, str]:
+        """Return (type, schema version, payload).
+
+        Raise ValueError for what JSON cannot hold (NaN, infinity, integers beyond 64 bits, halves
+        of surrogate pairs, other objects), and TypeError for what is no event.
+        """
+        try:
+            name, version, unstructure = self._encoders[event.__class__]
+        except KeyError:
+            raise TypeError(f"{event.__class__.__qualname__} is no class of event") from None
+        tree = unstructure(event)
+        try:
+            payload = orjson.dumps(tree, _plain, _OPTIONS)
+        except orjson.JSONEncodeError as error:
+            raise ValueError(f"{name} cannot be written as JSON: {error}") from error
+        # orjson writes NaN as null. Only where there are more nulls than fields that are None
+        # has anything to be searched.
+        nulls = payload.count(b"null")
+        if nulls and nulls != [*tree.values()].count(None) and not _all_finite(tree):
+            where, value = next(_not_finite(tree, name))
+            raise ValueError(f"{where} is {value}: an event holds finite numbers only")
+        return name, version, payload.decode()
+
+    def decode(self, type_name: str, schema_version: int, payload: str | bytes) -> Any:
+        """Return the event.
+
+        Raise UnknownEventError for a type or a version that this aiopt does not know, and
+        CorruptLogError if the payload is not what that version of that type looks like.
+        """
+        try:
+            version, structure, cls = self._decoders[type_name]
+        except KeyError:
+            raise UnknownEventError(
+                f"event type {type_name} (version {schema_version}) is unknown to this aiopt,"
+                f" which knows {', '.join(sorted(self._decoders))}; upgrade aiopt to read this log"
+            ) from None
+        if not 1 <= schema_version <= version:
+            raise UnknownEventError(
+                f"event type {type_name} has version {schema_version} here, but this aiopt knows"
+                f" versions 1 to {version} of it; upgrade aiopt to read this log"
+            )
+        try:
+            tree = orjson.loads(payload)
+            for number in range(schema_version, version):
+                tree = self._upcasters[type_name, number](tree)
+            return structure(tree, cls)
+        except Exception as error:
+            raise CorruptLogError(
+                f"the payload is no {type_name} of version {schema_version}:"
+                f" {type(error).__name__}: {error}"
+            ) from error
+
+
+def _plain(value: Any) -> Any:
+    """What orjson does not take by itself: subclasses of float, such as numpy's."""
+    if isinstance(value, float):
+        return float(value)
+    raise TypeError(f"{value!r} is a {type(value).__name__}")
+
+
+def _all_finite(tree: Any) -> bool:
+    """The quick question; `_not_finite` says where."""
+    for value in tree.values() if isinstance(tree, dict) else tree:
+        kind = type(value)
+        if kind is str or kind is int or value is None:
+            continue
+        if isinstance(value, float):
+            if not isfinite(value):
+                return False
+        elif isinstance(value, dict | list | tuple) and not _all_finite(value):
+            return False
+    return True
+
+
+def _not_finite(tree: Any, where: str) -> Iterator[tuple[str, float]]:
+    if isinstance(tree, float):
+        if not isfinite(tree):
+            yield where, tree
+    elif isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from _not_finite(value, f"{where}.{key}")
+    elif isinstance(tree, list | tuple):
+        for index, value in enumerate(tree):
+            yield from _not_finite(value, f"{where}[{index}]")
+
+
+_CODEC = Codec(EVENT_TYPES, SCHEMA_VERSIONS, UPCASTERS)
+
+
+def encode(event: Event) -> tuple[str, int, str]:
+    """`Codec.encode` for the events of aiopt."""
+    return _CODEC.encode(event)
+
+
+def decode(type_name: str, schema_version: int, payload: str | bytes) -> Event:
+    """`Codec.decode` for the events of aiopt."""
+    return cast(Event, _CODEC.decode(type_name, schema_version, payload))
