@@ -1,0 +1,372 @@
+"""Run on this machine, in place, each command under a supervisor of its own (see `_supervisor`)."""
+
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import anyio
+from anyio import to_thread
+from anyio.abc import TaskGroup
+from attrs import frozen
+
+from aiopt.errors import BackendError, BackendUnavailable, CommandTimeout
+from aiopt.events import ProcessRef
+from aiopt.protocols import Command, Completed, Service, Sink, Workspace, WorkspaceSpec
+
+from . import _files, _host, _landlock
+from ._job import Job, Supervisor
+from ._remains import kill_remains
+
+__all__ = ["LocalBackend", "LocalService", "LocalWorkspace"]
+
+_PASSED = re.compile(r"PATH|LANG|LC_[A-Z]+|TZ")
+_PLACEHOLDER = re.compile(r"\{(source|harness|run)\}")
+_DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/tty")
+_SHARED_MEMORY = "/dev/shm"
+
+
+@frozen(kw_only=True)
+class LocalBackend:
+    """This machine. Everything that a command starts is gone when it is over, and what it may write is confined."""
+
+    output_cap_bytes: int = 8 << 20
+    """Of stdout and of stderr, each: half of it from the beginning, half from the end."""
+    grace_seconds: float = 2.0
+    """Between TERM and KILL, at a timeout or an interruption."""
+    confine: bool = True
+    """Whether to use Landlock where the kernel has it."""
+    shared_memory: bool = True
+    """Whether commands may use /dev/shm, as POSIX semaphores (Python's multiprocessing) and databases do."""
+    lock_path: str = "/"
+    """What is locked while measuring; one per machine."""
+
+    @asynccontextmanager
+    async def open(self, spec: WorkspaceSpec) -> AsyncIterator[Workspace]:
+        """See `aiopt.protocols.Backend.open`."""
+        if sys.platform != "linux":
+            raise BackendUnavailable(f"the local backend needs Linux, this is {sys.platform}")
+        for name, folder in (("tree", spec.tree), ("harness", spec.harness)):
+            if not folder.is_dir():
+                raise BackendUnavailable(f"{name}: {folder} is not a folder")
+        spec.scratch.mkdir(parents=True, exist_ok=True)
+        failure: BaseException | None = None
+        # What the body raises shall arrive as it is, not in the group that a task group would make
+        # of it.
+        async with anyio.create_task_group() as tasks:
+            workspace = LocalWorkspace(self, spec, tasks)
+            try:
+                yield workspace
+            except anyio.get_cancelled_exc_class():
+                raise
+            except BaseException as error:
+                failure = error
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await workspace.close()
+        if failure is not None:
+            raise failure
+
+    async def observe(self) -> Mapping[str, Any]:
+        """See `aiopt.protocols.Backend.observe`. `write confinement` says how commands are confined, or why not."""
+        reason = _landlock.missing() if self.confine else "switched off: confine = false"
+        confinement = f"none ({reason})" if reason else f"landlock (interface {_landlock.abi()})"
+        return {**await _host.observe(), "write confinement": confinement}
+
+    def building(self) -> AbstractAsyncContextManager[None]:
+        """See `aiopt.protocols.Backend.building`."""
+        return _host.host_lock("building", self.lock_path)
+
+    def measuring(self) -> AbstractAsyncContextManager[None]:
+        """See `aiopt.protocols.Backend.measuring`."""
+        return _host.host_lock("measuring", self.lock_path)
+
+    async def kill_remains(self, marker: str, supervisors: Sequence[ProcessRef]) -> int:
+        """See `aiopt.protocols.Backend.kill_remains`. Matches every marker that begins with `marker`."""
+        return await to_thread.run_sync(kill_remains, marker, supervisors)
+
+    @property
+    def confines(self) -> bool:
+        """Whether commands are confined here."""
+        return self.confine and not _landlock.missing()
+
+
+class LocalWorkspace:
+    """Source and harness in place, run folders in the scratch folder. Made by `LocalBackend.open`."""
+
+    def __init__(self, backend: LocalBackend, spec: WorkspaceSpec, tasks: TaskGroup) -> None:
+        self._backend = backend
+        self._spec = spec
+        self._tasks = tasks
+        self._source = str(spec.tree.resolve())
+        self._harness = str(spec.harness.resolve())
+        self._run: str | None = None
+        self._old_runs: list[str] = []
+        self._idle: list[Supervisor] = []
+        self._busy = 0
+        self._services: list[LocalService] = []
+        self._commands = 0
+        if spec.stages_lock is not None:
+            spec.stages_lock.touch()
+        self._idle.append(self._supervise())
+
+    # ---- folders ----
+
+    @property
+    def run_folder(self) -> str:
+        """What `{run}` stands for."""
+        if self._run is None:
+            # All names are equally long: the length of paths and environment moves the stack, and
+            # so the timing.
+            self._run = tempfile.mkdtemp(prefix="r", dir=self._spec.scratch.resolve())
+            for name in ("home", "tmp"):
+                os.mkdir(os.path.join(self._run, name))
+        return self._run
+
+    async def new_run(self, label: str) -> None:
+        """See `aiopt.protocols.Workspace.new_run`. The old folder goes, unless something still runs."""
+        if self._run is not None:
+            self._old_runs.append(self._run)
+            self._run = None
+        if not self._busy:
+            await self._clean()
+        self.run_folder  # noqa: B018  (creates it)
+
+    async def _clean(self) -> None:
+        while self._old_runs:
+            await _files.remove(self._old_runs[-1])
+            self._old_runs.pop()
+
+    def expand(self, text: str) -> str:
+        """`text` with our folders in place of the placeholders."""
+        if "{" not in text:
+            return text
+        return _PLACEHOLDER.sub(lambda match: self._folder(match[1]), text)
+
+    def _folder(self, name: str) -> str:
+        return {"source": self._source, "harness": self._harness}.get(name) or self.run_folder
+
+    def _path(self, remote: str) -> Path:
+        return Path(self._source, self.expand(remote))
+
+    def _roots(self) -> tuple[str, ...]:
+        return (self._source, self._harness, self.run_folder)
+
+    async def put(self, local: Path, remote: str) -> None:
+        """See `aiopt.protocols.Workspace.put`. A relative path begins at `{source}`; links keep being links.
+
+        Raises:
+            PermissionError: a link would lead out of the workspace.
+        """
+        await to_thread.run_sync(_files.put, local, self._path(remote), self._roots())
+
+    async def get(self, remote: str, local: Path) -> None:
+        """See `aiopt.protocols.Workspace.get`. A relative path begins at `{source}`; links keep being links.
+
+        Raises:
+            FileNotFoundError: nothing is there.
+            PermissionError: a link leads out of the workspace.
+        """
+        await to_thread.run_sync(_files.get, self._path(remote), local, self._roots())
+
+    async def covariates(self) -> Mapping[str, float]:
+        """See `aiopt.protocols.Workspace.covariates`."""
+        return _host.covariates()
+
+    # ---- commands ----
+
+    @property
+    def supervisor(self) -> ProcessRef | None:
+        """See `aiopt.protocols.Workspace.supervisor`. If all are busy this starts another."""
+        if not self._idle:
+            self._idle.append(self._supervise())
+        return self._idle[-1].ref
+
+    async def run(self, command: Command, sink: Sink) -> Completed:
+        """See `aiopt.protocols.Workspace.run`."""
+        supervisor = self._take()
+        job: Job | None = None
+        try:
+            job = self._begin(supervisor, command, sink)
+            with anyio.move_on_after(command.timeout):
+                return await job.finished()
+            await job.kill(self._backend.grace_seconds)
+            raise CommandTimeout(command.argv, command.timeout, job.stdout_tail)
+        except BaseException:
+            if job is not None and job.outcome is None and supervisor.usable:
+                await job.kill(self._backend.grace_seconds)
+            raise
+        finally:
+            if job is not None:
+                job.close()
+            await self._give_back(supervisor)
+
+    async def start(self, command: Command, sink: Sink) -> Service:
+        """See `aiopt.protocols.Workspace.start`. `command.timeout` does not apply."""
+        supervisor = self._take()
+        try:
+            job = self._begin(supervisor, command, sink)
+        except BaseException:
+            await self._give_back(supervisor)
+            raise
+        try:
+            pid = await job.started()
+        except BaseException:
+            if job.outcome is None and supervisor.usable:
+                await job.kill(0)
+            job.close()
+            await self._give_back(supervisor)
+            raise
+        service = LocalService(job, pid)
+        self._services.append(service)
+        self._tasks.start_soon(self._attend, service, supervisor)
+        return service
+
+    async def _attend(self, service: "LocalService", supervisor: Supervisor) -> None:
+        with anyio.CancelScope(shield=True):  # `close` ends it
+            try:
+                await service.attend()
+            finally:
+                await self._give_back(supervisor)
+                service.over.set()
+
+    def _supervise(self) -> Supervisor:
+        return Supervisor(lease_fd=self._spec.lease_fd, isolate=self._backend.confines)
+
+    def _take(self) -> Supervisor:
+        supervisor = self._idle.pop() if self._idle else self._supervise()
+        self._busy += 1
+        return supervisor
+
+    async def _give_back(self, supervisor: Supervisor) -> None:
+        self._busy -= 1
+        if supervisor.usable:
+            self._idle.append(supervisor)
+        else:
+            with anyio.CancelScope(shield=True):
+                await supervisor.close()
+
+    def _begin(self, supervisor: Supervisor, command: Command, sink: Sink) -> Job:
+        self._commands += 1
+        marker = f"{self._spec.marker}/{self._commands:04d}"
+        argv = [self.expand(word) for word in command.argv]
+        env = self._environment(command, marker)
+        cwd = str(Path(self._source, self.expand(command.cwd)))
+        if not argv or not argv[0]:
+            raise ValueError("a command needs at least the name of a program")
+        if any("\0" in text for text in [*argv, cwd, *env, *env.values()]):
+            raise ValueError(
+                f"{argv[0]!r}: a NUL character in its arguments, folder or environment"
+            )
+        lock = self._spec.stages_lock
+        ruleset = self._ruleset() if self._backend.confines else None
+        try:
+            return Job(
+                supervisor,
+                self._commands,
+                {
+                    "argv": argv,
+                    "env": env,
+                    "cwd": cwd,
+                    "stages_lock": str(lock.resolve()) if lock else "",
+                },
+                stdin=command.stdin,
+                ruleset=ruleset,
+                sink=sink,
+                cap=self._backend.output_cap_bytes,
+                marker=marker,
+            )
+        finally:
+            if ruleset is not None:
+                os.close(ruleset)
+
+    def _environment(self, command: Command, marker: str) -> dict[str, str]:
+        passed = set(self._spec.pass_env)
+        env = {
+            name: text
+            for name, text in os.environ.items()
+            if name in passed or _PASSED.fullmatch(name)
+        }
+        run = self.run_folder
+        env |= {"HOME": f"{run}/home", "TMPDIR": f"{run}/tmp", "AIOPT_JOB": marker}
+        env |= {"SOURCE_DIR": self._source, "TARGET_DIR": self._harness, "RUN_DIR": run}
+        return env | {name: self.expand(text) for name, text in command.env.items()}
+
+    def _ruleset(self) -> int:
+        shared = [_SHARED_MEMORY] if self._backend.shared_memory else []
+        folders = [
+            self._source,
+            self.run_folder,
+            *(self.expand(path) for path in self._spec.writable),
+            *shared,
+        ]
+        return _landlock.write_ruleset(folders, _DEVICES)
+
+    # ---- the end ----
+
+    async def close(self) -> None:
+        """Stop the services, end the supervisors, remove the run folders. Not to be cancelled."""
+        async with anyio.create_task_group() as tasks:
+            for service in self._services:
+                tasks.start_soon(service.end, self._backend.grace_seconds)
+        for supervisor in self._idle:
+            await supervisor.close()
+        if self._run is not None:
+            self._old_runs.append(self._run)
+        await self._clean()
+
+
+class LocalService:
+    """A command that lives while others run. Made by `LocalWorkspace.start`."""
+
+    def __init__(self, job: Job, pid: int) -> None:
+        self._job = job
+        self._pid = pid
+        self._asked = False
+        self.over = anyio.Event()
+        self._failure: Exception | None = None
+
+    @property
+    def pid(self) -> int:
+        """See `aiopt.protocols.Service.pid`."""
+        return self._pid
+
+    def exited(self) -> bool:
+        """See `aiopt.protocols.Service.exited`."""
+        return not self._asked and (self._job.outcome is not None or self._failure is not None)
+
+    async def stop(self, grace: float = 5.0) -> Completed:
+        """See `aiopt.protocols.Service.stop`.
+
+        Raises:
+            SessionLost: its supervisor went away; what it left has been killed.
+        """
+        await self.end(grace)
+        if self._failure is not None:
+            raise self._failure
+        if self._job.outcome is None:
+            raise BackendError(f"service {self._pid} ended without a result")
+        return self._job.outcome
+
+    async def end(self, grace: float) -> None:
+        """Like `stop`, but says nothing about how it went."""
+        if not self.exited():
+            self._asked = True
+            self._job.end_soon(grace)
+        await self.over.wait()
+
+    async def attend(self) -> None:
+        """Pass its output on until it is over; what goes wrong is raised by `stop`."""
+        try:
+            await self._job.finished()
+        except Exception as error:
+            self._failure = error
+            with suppress(BackendError):  # the first reason is the one to tell
+                await self._job.kill(0)
+        finally:
+            self._job.close()
