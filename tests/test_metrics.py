@@ -241,6 +241,7 @@ class TestJson:
             'warming up {\n{"ops": 7}\n{"ops": 1}\ndone\n',
             'log\n{\n"runs": [\n{"ops": 7}\n],\n"ops": 1\n}\n',
             '{not json}\n{"ops": 2} and more\n{"ops": 1}',
+            '{"ops": many}\n{"ops": 1}',
         ],
     )
     def test_where(self, text: str) -> None:
