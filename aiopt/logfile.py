@@ -32,6 +32,7 @@ __all__ = [
     "INSERT",
     "SCHEMA",
     "Row",
+    "all_rows",
     "canonical",
     "connect",
     "create",
@@ -300,6 +301,12 @@ def create(path: Path) -> None:
 
 
 # ---- reading ----
+
+
+def all_rows(db: Database, after_seq: int = 0) -> Iterator[Row]:
+    """Yield the rows in the order of `seq`, in one transaction, up to what SQLite cannot read."""
+    query = f"SELECT {_COLUMNS} FROM event WHERE seq > ? ORDER BY seq"
+    return map(Row._make, db.execute(query, [after_seq]))
 
 
 def rows(path: Path, after_seq: int = 0, stream: str | None = None) -> Iterator[Row]:
