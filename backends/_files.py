@@ -1,14 +1,18 @@
 """Files in and out of a workspace in which hostile code has run: no link leads out of it, and any tree can be removed."""
 
+import hashlib
 import os
 import shutil
+import stat
 import subprocess
+import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from anyio import to_thread
 
-__all__ = ["get", "put", "remove"]
+__all__ = ["digest", "get", "put", "remove"]
 
 
 def _inside(path: str, roots: Sequence[str]) -> bool:
@@ -55,6 +59,41 @@ def get(remote: Path, local: Path, roots: Sequence[str]) -> None:
     _check(remote, roots)
     local.parent.mkdir(parents=True, exist_ok=True)
     _copy(remote, local)
+
+
+def digest(tree: Path, patterns: Sequence[str]) -> tuple[str, int]:
+    """One sha256 over the files of `tree` that match, and how many they are.
+
+    git itself interprets the patterns, as those of a .gitignore. Of each file, in the order of its
+    path: path, whether it is executable, and content; of a link its target.
+    """
+    with tempfile.NamedTemporaryFile("w", suffix=".patterns") as file:
+        file.write("".join(f"{pattern}\n" for pattern in patterns))
+        file.flush()
+        # An empty repository, so that neither an index nor .gitignore files of the tree have a say.
+        with tempfile.TemporaryDirectory() as empty:
+            git = ["git", "--git-dir", empty, "--work-tree", str(tree)]
+            quiet = {"GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": os.devnull, "HOME": empty}
+            env = {"PATH": os.environ.get("PATH", os.defpath), **quiet}
+            run = partial(
+                subprocess.run, text=False, check=True, capture_output=True, cwd=tree, env=env
+            )
+            run(["git", "init", "--quiet", "--bare", "--template=", empty])
+            ask = [*git, "ls-files", "-z", "--others", "--ignored", f"--exclude-from={file.name}"]
+            listed: bytes = run(ask).stdout
+    names = sorted(name for name in listed.split(b"\0") if name)
+    total = hashlib.sha256()
+    for name in names:
+        path = os.path.join(os.fsencode(tree), name)
+        details = os.lstat(path)
+        if stat.S_ISLNK(details.st_mode):
+            kind, content = b"link", hashlib.sha256(os.readlink(path)).digest()
+        else:
+            kind = b"exec" if details.st_mode & 0o100 else b"file"
+            with open(path, "rb") as opened:
+                content = hashlib.file_digest(opened, "sha256").digest()
+        total.update(b"%s\0%s\0%s" % (name, kind, content))
+    return total.hexdigest(), len(names)
 
 
 async def remove(folder: str) -> None:

@@ -34,7 +34,7 @@ _KILL_SECONDS = 30.0
 class Supervisor:
     """A supervisor process, which runs one command at a time."""
 
-    def __init__(self, *, lease_fd: int | None, isolate: bool) -> None:
+    def __init__(self, *, isolate: bool) -> None:
         """Start it; returns before it is ready.
 
         Raises:
@@ -43,7 +43,7 @@ class Supervisor:
         self._link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._link.setblocking(False)
         scope = _landlock.signal_scope() if isolate else None
-        numbers = [-1 if fd is None else fd for fd in (theirs.fileno(), scope, lease_fd)]
+        numbers = [-1 if fd is None else fd for fd in (theirs.fileno(), scope)]
         self._errors = os.memfd_create("aiopt-supervisor-stderr")
         try:
             self._process = subprocess.Popen(
@@ -76,8 +76,18 @@ class Supervisor:
     def fileno(self) -> int:
         return self._link.fileno()
 
-    def submit(self, number: int, request: Request, descriptors: Sequence[int]) -> None:
+    def submit(
+        self,
+        number: int,
+        request: Request,
+        descriptors: Sequence[int],
+        *,
+        lease: int | None,
+        tell: bool,
+    ) -> None:
         """Begin a command. `descriptors`: stdin, stdout, stderr and perhaps a ruleset.
+
+        `tell`: whether to reply with its process number.
 
         Raises:
             SessionLost: the supervisor is gone.
@@ -88,7 +98,9 @@ class Supervisor:
             with open(body, "wb", closefd=False) as file:
                 file.write(marshal.dumps(dict(request)))
             os.lseek(body, 0, os.SEEK_SET)
-            socket.send_fds(self._link, [marshal.dumps(("run", number))], [body, *descriptors])
+            head = marshal.dumps(("run", number, tell, lease is not None))
+            leases = [] if lease is None else [lease]
+            socket.send_fds(self._link, [head], [body, *leases, *descriptors])
         except (BrokenPipeError, ConnectionResetError) as error:
             raise self.lost() from error
         finally:
@@ -125,24 +137,16 @@ class Supervisor:
         how = f"was killed by signal {-code}" if code < 0 else f"ended with {code}"
         return SessionLost(f"supervisor {self._process.pid} {how}{': ' + said if said else ''}")
 
-    async def close(self) -> None:
-        """End it; if a command is still running, that ends too."""
+    def close(self) -> None:
+        """End it, in about a millisecond; if a command is still running, that ends too."""
         self.usable = False
         if self._process.returncode is None:
             self._link.shutdown(socket.SHUT_WR)
-            with anyio.move_on_after(_KILL_SECONDS):
-                while True:
-                    await anyio.wait_readable(self._link)
-                    try:
-                        if not self._link.recv(65536):
-                            break
-                    except BlockingIOError:
-                        continue
-                    except ConnectionResetError:
-                        break
-            # Its end is closed by its death alone, so there is nothing to wait for, unless it
-            # hangs.
-            self._process.kill()
+            # Its end is closed by its death alone.
+            ended = select.poll()
+            ended.register(self._link, select.POLLRDHUP)
+            ended.poll(_KILL_SECONDS * 1000)
+            self._process.kill()  # unless it hangs there is nobody left to kill
             self._process.wait()
         self._link.close()
         os.close(self._errors)
@@ -159,6 +163,8 @@ class Job:
         *,
         stdin: bytes,
         ruleset: int | None,
+        lease: int | None,
+        tell: bool,
         sink: Sink,
         cap: int,
         marker: str,
@@ -183,9 +189,8 @@ class Job:
                     file.write(stdin)
                 os.lseek(source, 0, os.SEEK_SET)
             ends = [stream.write_end for stream in self._streams]
-            supervisor.submit(
-                number, request, [source, *ends, *([] if ruleset is None else [ruleset])]
-            )
+            descriptors = [source, *ends, *([] if ruleset is None else [ruleset])]
+            supervisor.submit(number, request, descriptors, lease=lease, tell=tell)
             for stream in self._streams:
                 stream.handed_over()
                 self._poller.register(stream.read_end, select.EPOLLIN)

@@ -1,14 +1,16 @@
 """Output of a command on its way to the sink, with a cap: the head as it comes, the tail at the end, the middle counted."""
 
+import fcntl
 import os
 from collections import deque
+from contextlib import suppress
 
 from aiopt.protocols import OutputStream, Sink
 
 __all__ = ["CappedStream"]
 
 _PIPE_BYTES = 1 << 20
-_F_SETPIPE_SZ = 1031
+_SMALL_PIPE_BYTES = 1 << 16
 
 
 class CappedStream:
@@ -28,6 +30,7 @@ class CappedStream:
         self._tail: deque[bytes] = deque()
         self._tail_bytes = 0
         self._silenced = False
+        self._grown = False
         self.dropped_bytes = 0
         self.recent = b""
         """The last 2000 bytes."""
@@ -48,6 +51,11 @@ class CappedStream:
             data = os.read(self.read_end, _PIPE_BYTES)
         except BlockingIOError:
             return -1
+        if len(data) == _SMALL_PIPE_BYTES and not self._grown:
+            # Much to come: fewer, larger reads keep the controller off the processor.
+            self._grown = True
+            with suppress(OSError):  # more than this user may have
+                fcntl.fcntl(self.read_end, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         if data:
             self.recent = (self.recent + data[-2000:])[-2000:]
             self._feed(data)

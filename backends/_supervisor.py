@@ -12,6 +12,10 @@ domain, so `kill(-1)` reaches exactly what it has ever started. The kernel does 
 respect to fork: a chain of processes that respawn faster than anybody can read /proc ends too.
 Elsewhere it walks /proc, stopping before killing, until nothing is left.
 
+The lease of the controller is held, never unlocked, and not passed on, from the request until
+nothing of the command is left: so a second controller cannot begin while something of the first is
+alive.
+
 It is also small so that peak memory is honest: on exec the kernel keeps the high-water mark of the
 process that called it, so no command appears to have used less than this process (about 10 MB), and
 it would be hundreds below a real controller.
@@ -21,7 +25,8 @@ socket and signal, which do not import enum and re. Both ends of the socket are 
 interpreter, and no command ever holds an end.
 
     request    ("run", number) with descriptors: request, stdin, stdout, stderr[, ruleset]; ("kill",
-    number, grace seconds) reply      ("started", number, pid); ("failed", number, text);
+    number, grace seconds) reply      ("started", number, pid) if told to tell; ("failed", number,
+    text);
                ("done", number, status, wall, cpu, peak rss bytes, involuntary switches, major
                faults, strays killed)
 """
@@ -31,6 +36,7 @@ import _socket
 import ctypes
 import errno
 import fcntl
+import gc
 import marshal
 import os
 import resource
@@ -42,7 +48,7 @@ _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NAME = 1, 4, 15
 _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 36, 38
 _LANDLOCK_RESTRICT_SELF = 446
 _LOCK_DESCRIPTOR = 90
-_OUTER_DESCRIPTORS = 5
+_MOST_DESCRIPTORS = 6
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -63,8 +69,9 @@ def _restrict(ruleset: int) -> None:
 class Job:
     """The command that is running, and what has been used below it so far."""
 
-    def __init__(self, number: int, pid: int, began: float, trouble: int) -> None:
+    def __init__(self, number: int, pid: int, began: float, trouble: int, lease: int) -> None:
         self.number = number
+        self.lease = lease
         self.pid = pid
         self.began = began
         self.trouble = trouble
@@ -92,10 +99,10 @@ class Job:
 
 
 class Supervisor:
-    def __init__(self, link: int, scope: int) -> None:
+    def __init__(self, link: int, scope: int, ignored: "list[int]") -> None:
+        self.ignored = ignored
         self.link = _socket.socket(fileno=link)
         self.pid = os.getpid()
-        self.null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         self.atomic = scope >= 0 and self._enter(scope)
         self.terminated = False
         self.job: Job | None = None
@@ -146,7 +153,7 @@ class Supervisor:
 
     def obey(self) -> bool:
         """Take one message; False if the controller is gone."""
-        space = _socket.CMSG_SPACE(4 * _OUTER_DESCRIPTORS)
+        space = _socket.CMSG_SPACE(4 * _MOST_DESCRIPTORS)
         try:
             data, ancillary, _, _ = self.link.recvmsg(4096, space, _socket.MSG_CMSG_CLOEXEC)
         except OSError as error:
@@ -158,11 +165,7 @@ class Supervisor:
         descriptors = [fd for _, _, raw in ancillary for fd in memoryview(raw).cast("i")]
         message = marshal.loads(data)
         if message[0] == "run":
-            try:
-                self.begin(message[1], descriptors)
-            finally:
-                for descriptor in descriptors:
-                    os.close(descriptor)
+            self.begin(message, descriptors)
         elif self.job is not None and message[1] == self.job.number:
             grace = message[2]
             if grace > 0 and self.job.kill_at is None:
@@ -179,58 +182,53 @@ class Supervisor:
         except (BrokenPipeError, ConnectionResetError):
             self.terminated = True
 
-    def begin(self, number: int, descriptors: "list[int]") -> None:
-        with open(descriptors[0], "rb", closefd=False) as file:
+    def begin(self, message: "tuple[object, ...]", descriptors: "list[int]") -> None:
+        _, number, tell, leased = message
+        with open(descriptors.pop(0), "rb") as file:
             request = marshal.loads(file.read())
+        lease = descriptors.pop(0) if leased else -1
+        places = _places(request["argv"][0], request["env"].get("PATH", os.defpath))
+        lock = -1
+        if request["stages_lock"]:
+            # A description of its own: whoever unlocks it frees only this one.
+            lock = _shared_lock(request["stages_lock"])
         trouble, trouble_end = os.pipe()
         began = time.monotonic()
         pid = os.fork()
         if pid == 0:
             try:
-                self.become(request, descriptors)
+                self.become(request, descriptors, lock, places)
             except BaseException as error:
                 os.write(trouble_end, f"{type(error).__name__}: {error}".encode()[:2000])
             finally:
                 os._exit(125)
-        os.close(trouble_end)
-        self.job = Job(number, pid, began, trouble)
-        self.reply("started", number, pid)
+        self.job = Job(number, pid, began, trouble, lease)  # type: ignore[arg-type]
+        if tell:
+            self.reply("started", number, pid)
+        for descriptor in (trouble_end, *descriptors, *([lock] if lock >= 0 else [])):
+            os.close(descriptor)
 
-    def become(self, request: "dict[str, object]", descriptors: "list[int]") -> None:
-        """In the child: turn into the command. Returns never; raises if the machinery fails."""
-        signal.set_wakeup_fd(-1)
-        for number in range(1, signal.NSIG):
-            if number not in (signal.SIGKILL, signal.SIGSTOP):
-                try:
-                    signal.signal(number, signal.SIG_DFL)
-                except OSError:
-                    pass  # the C library keeps two for itself
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        _prctl(_PR_SET_DUMPABLE, 1)
+    def become(
+        self, request: "dict[str, object]", descriptors: "list[int]", lock: int, places: "list[str]"
+    ) -> None:
+        """In the child: turn into the command. Returns never; raises if the machinery fails.
+
+        Every line here touches pages that fork left shared, and so costs more than it looks: what
+        is the same for all commands was done once, in `main`, and is inherited.
+        """
         _prctl(_PR_SET_PDEATHSIG, 9)
         if os.getppid() != self.pid:
             os._exit(125)
+        for number in self.ignored:
+            signal.signal(number, signal.SIG_DFL)
         os.setsid()
-        os.umask(0o022)
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        try:
-            with open("/proc/self/oom_score_adj", "w") as file:
-                file.write("500")  # short of memory, the kernel shall take the command, not us
-        except OSError:
-            pass
-        lock = request["stages_lock"]
-        if lock:
-            # A description of our own: whoever unlocks it frees only this one, and it lives on in
-            # every descendant.
-            locked = os.open(str(lock), os.O_RDONLY | os.O_CLOEXEC)
-            fcntl.flock(locked, fcntl.LOCK_SH)
-            fcntl.fcntl(locked, fcntl.F_DUPFD, _LOCK_DESCRIPTOR)
-        for target, source in enumerate([descriptors[1], *descriptors[2:4]]):
+        for target, source in enumerate(descriptors[:3]):
             os.dup2(source, target)
-        _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-        if len(descriptors) > 4:
-            _restrict(descriptors[4])
-        _execute(request["argv"], request["env"], request["cwd"])  # type: ignore[arg-type]
+        if lock >= 0:
+            fcntl.fcntl(lock, fcntl.F_DUPFD, _LOCK_DESCRIPTOR)
+        if len(descriptors) > 3:
+            _restrict(descriptors[3])
+        _execute(request["argv"], request["env"], request["cwd"], places)  # type: ignore[arg-type]
 
     def advance(self, job: Job) -> None:
         """Reap what has ended; finish the command if it is over or its time is."""
@@ -243,6 +241,8 @@ class Supervisor:
         self.job = None
         trouble = os.read(job.trouble, 4096)
         os.close(job.trouble)
+        if job.lease >= 0:
+            os.close(job.lease)
         if trouble:
             self.reply("failed", job.number, trouble.decode(errors="replace"))
             return
@@ -286,29 +286,48 @@ class Supervisor:
                 time.sleep(0.0005)
 
 
-def _execute(argv: "list[str]", env: "dict[str, str]", cwd: str) -> None:
+def _shared_lock(path: str) -> int:
+    """A shared lock; fails after five seconds, since a controller that waits for us must not hang."""
+    lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    for attempt in range(1000):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return lock
+        except BlockingIOError:
+            if attempt == 999:
+                raise
+            time.sleep(0.005)
+    return lock
+
+
+def _places(name: str, path: str) -> "list[str]":
+    """The files that `name` may mean, in the order in which to try them."""
+    if "/" in name:
+        return [name]
+    places = [f"{folder or '.'}/{name}" for folder in path.split(":")]
+    if not all(place.startswith("/") for place in places):
+        return places
+    # Trying to execute costs more than looking, and more yet in the child.
+    return [place for place in places if os.access(place, os.X_OK)] or places
+
+
+def _execute(argv: "list[str]", env: "dict[str, str]", cwd: str, places: "list[str]") -> None:
     """Execute; if that fails say so and exit as a shell would."""
-    name = argv[0]
     try:
         os.chdir(cwd)
     except OSError as error:
         os.write(2, f"aiopt: cannot enter {cwd}: {error.strerror}\n".encode())
         os._exit(127)
-    places = (
-        [""]
-        if "/" in name
-        else [f"{folder or '.'}/" for folder in env.get("PATH", os.defpath).split(":")]
-    )
     reason = errno.ENOENT
     for place in places:
         try:
-            os.execve(place + name, argv, env)
+            os.execve(place, argv, env)
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR):
                 reason = error.errno or reason
                 if reason != errno.EACCES:
                     break
-    os.write(2, f"aiopt: cannot execute {name}: {os.strerror(reason)}\n".encode())
+    os.write(2, f"aiopt: cannot execute {argv[0]}: {os.strerror(reason)}\n".encode())
     os._exit(127 if reason == errno.ENOENT else 126)
 
 
@@ -354,17 +373,32 @@ def _descendants(root: int) -> "set[int]":
     return found
 
 
+def _prepare() -> "list[int]":
+    """What all commands inherit. Returns the signals that they must not ignore as we do."""
+    os.umask(0o022)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("500")  # short of memory, the kernel shall take the command, not others
+    except OSError:
+        pass
+    known = range(1, signal.NSIG)
+    return [number for number in known if signal.getsignal(number) == signal.SIG_IGN]
+
+
 def main(arguments: "list[str]") -> int:
-    # The lease stays open, here and only here, until this process ends: it is never unlocked and
-    # never passed on.
-    link, scope, lease = (int(argument) for argument in arguments)
-    for descriptor in (link, scope, lease):
+    link, scope = (int(argument) for argument in arguments)
+    for descriptor in (link, scope):
         if descriptor >= 0:
             os.set_inheritable(descriptor, False)
+    ignored = _prepare()
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    _prctl(_PR_SET_DUMPABLE, 0)
+    _prctl(_PR_SET_DUMPABLE, 0)  # no debugger of the same user, and no /proc/PID/mem
     _prctl(_PR_SET_NAME, b"aiopt-superviso")
-    return Supervisor(link, scope).serve()
+    gc.disable()
+    return Supervisor(link, scope, ignored).serve()
 
 
 if __name__ == "__main__":

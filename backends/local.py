@@ -2,18 +2,19 @@
 
 import os
 import re
-import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
+from weakref import finalize
 
 import anyio
 from anyio import to_thread
-from anyio.abc import TaskGroup
-from attrs import frozen
+from anyio.abc import ByteStream, TaskGroup
+from attrs import field, frozen
 
 from aiopt.errors import BackendError, BackendUnavailable, CommandTimeout
 from aiopt.events import ProcessRef
@@ -29,9 +30,33 @@ _PASSED = re.compile(r"PATH|LANG|LC_[A-Z]+|TZ")
 _PLACEHOLDER = re.compile(r"\{(source|harness|run)\}")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/tty")
 _SHARED_MEMORY = "/dev/shm"
+_KEPT_SUPERVISORS = 4
 
 
-@frozen(kw_only=True)
+class Pool:
+    """Supervisors that wait for work; starting one costs ten times what a command costs.
+
+    They hold nothing while they wait, no lease and no lock, and they end when the controller does.
+    """
+
+    def __init__(self) -> None:
+        self._idle: list[Supervisor] = []
+
+    def take(self, isolate: bool) -> Supervisor:
+        return self._idle.pop() if self._idle else Supervisor(isolate=isolate)
+
+    def give(self, supervisor: Supervisor) -> None:
+        if supervisor.usable and len(self._idle) < _KEPT_SUPERVISORS:
+            self._idle.append(supervisor)
+        else:
+            supervisor.close()
+
+    def close(self) -> None:
+        while self._idle:
+            self._idle.pop().close()
+
+
+@frozen(kw_only=True, weakref_slot=True)
 class LocalBackend:
     """This machine. Everything that a command starts is gone when it is over, and what it may write is confined."""
 
@@ -45,6 +70,13 @@ class LocalBackend:
     """Whether commands may use /dev/shm, as POSIX semaphores (Python's multiprocessing) and databases do."""
     lock_path: str = "/"
     """What is locked while measuring; one per machine."""
+    _pool: "Pool" = field(init=False, eq=False, repr=False)
+
+    @_pool.default
+    def _new_pool(self) -> "Pool":
+        pool = Pool()
+        finalize(self, pool.close)  # at the latest when the interpreter ends
+        return pool
 
     @asynccontextmanager
     async def open(self, spec: WorkspaceSpec) -> AsyncIterator[Workspace]:
@@ -59,7 +91,7 @@ class LocalBackend:
         # What the body raises shall arrive as it is, not in the group that a task group would make
         # of it.
         async with anyio.create_task_group() as tasks:
-            workspace = LocalWorkspace(self, spec, tasks)
+            workspace = LocalWorkspace(self, spec, tasks, self._pool)
             try:
                 yield workspace
             except anyio.get_cancelled_exc_class():
@@ -99,8 +131,11 @@ class LocalBackend:
 class LocalWorkspace:
     """Source and harness in place, run folders in the scratch folder. Made by `LocalBackend.open`."""
 
-    def __init__(self, backend: LocalBackend, spec: WorkspaceSpec, tasks: TaskGroup) -> None:
+    def __init__(
+        self, backend: LocalBackend, spec: WorkspaceSpec, tasks: TaskGroup, pool: Pool
+    ) -> None:
         self._backend = backend
+        self._pool = pool
         self._spec = spec
         self._tasks = tasks
         self._source = str(spec.tree.resolve())
@@ -111,6 +146,7 @@ class LocalWorkspace:
         self._busy = 0
         self._services: list[LocalService] = []
         self._commands = 0
+        self._ruleset: int | None = None
         if spec.stages_lock is not None:
             spec.stages_lock.touch()
         self._idle.append(self._supervise())
@@ -133,6 +169,7 @@ class LocalWorkspace:
         if self._run is not None:
             self._old_runs.append(self._run)
             self._run = None
+            self._forget_ruleset()
         if not self._busy:
             await self._clean()
         self.run_folder  # noqa: B018  (creates it)
@@ -174,6 +211,20 @@ class LocalWorkspace:
         """
         await to_thread.run_sync(_files.get, self._path(remote), local, self._roots())
 
+    async def digest(self, patterns: Sequence[str]) -> tuple[str, int]:
+        """See `aiopt.protocols.Workspace.digest`."""
+        return await to_thread.run_sync(_files.digest, Path(self._source), tuple(patterns))
+
+    async def free_port(self) -> int:
+        """See `aiopt.protocols.Workspace.free_port`. Nothing keeps it free."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return int(probe.getsockname()[1])
+
+    async def connect(self, port: int) -> ByteStream:
+        """See `aiopt.protocols.Workspace.connect`."""
+        return await anyio.connect_tcp("127.0.0.1", port)
+
     async def covariates(self) -> Mapping[str, float]:
         """See `aiopt.protocols.Workspace.covariates`."""
         return _host.covariates()
@@ -192,7 +243,7 @@ class LocalWorkspace:
         supervisor = self._take()
         job: Job | None = None
         try:
-            job = self._begin(supervisor, command, sink)
+            job = self._begin(supervisor, command, sink, tell=False)
             with anyio.move_on_after(command.timeout):
                 return await job.finished()
             await job.kill(self._backend.grace_seconds)
@@ -204,15 +255,15 @@ class LocalWorkspace:
         finally:
             if job is not None:
                 job.close()
-            await self._give_back(supervisor)
+            self._give_back(supervisor)
 
     async def start(self, command: Command, sink: Sink) -> Service:
         """See `aiopt.protocols.Workspace.start`. `command.timeout` does not apply."""
         supervisor = self._take()
         try:
-            job = self._begin(supervisor, command, sink)
+            job = self._begin(supervisor, command, sink, tell=True)
         except BaseException:
-            await self._give_back(supervisor)
+            self._give_back(supervisor)
             raise
         try:
             pid = await job.started()
@@ -220,7 +271,7 @@ class LocalWorkspace:
             if job.outcome is None and supervisor.usable:
                 await job.kill(0)
             job.close()
-            await self._give_back(supervisor)
+            self._give_back(supervisor)
             raise
         service = LocalService(job, pid)
         self._services.append(service)
@@ -232,26 +283,25 @@ class LocalWorkspace:
             try:
                 await service.attend()
             finally:
-                await self._give_back(supervisor)
+                self._give_back(supervisor)
                 service.over.set()
 
     def _supervise(self) -> Supervisor:
-        return Supervisor(lease_fd=self._spec.lease_fd, isolate=self._backend.confines)
+        return self._pool.take(self._backend.confines)
 
     def _take(self) -> Supervisor:
         supervisor = self._idle.pop() if self._idle else self._supervise()
         self._busy += 1
         return supervisor
 
-    async def _give_back(self, supervisor: Supervisor) -> None:
+    def _give_back(self, supervisor: Supervisor) -> None:
         self._busy -= 1
         if supervisor.usable:
             self._idle.append(supervisor)
         else:
-            with anyio.CancelScope(shield=True):
-                await supervisor.close()
+            supervisor.close()
 
-    def _begin(self, supervisor: Supervisor, command: Command, sink: Sink) -> Job:
+    def _begin(self, supervisor: Supervisor, command: Command, sink: Sink, *, tell: bool) -> Job:
         self._commands += 1
         marker = f"{self._spec.marker}/{self._commands:04d}"
         argv = [self.expand(word) for word in command.argv]
@@ -264,26 +314,23 @@ class LocalWorkspace:
                 f"{argv[0]!r}: a NUL character in its arguments, folder or environment"
             )
         lock = self._spec.stages_lock
-        ruleset = self._ruleset() if self._backend.confines else None
-        try:
-            return Job(
-                supervisor,
-                self._commands,
-                {
-                    "argv": argv,
-                    "env": env,
-                    "cwd": cwd,
-                    "stages_lock": str(lock.resolve()) if lock else "",
-                },
-                stdin=command.stdin,
-                ruleset=ruleset,
-                sink=sink,
-                cap=self._backend.output_cap_bytes,
-                marker=marker,
-            )
-        finally:
-            if ruleset is not None:
-                os.close(ruleset)
+        return Job(
+            supervisor,
+            self._commands,
+            {
+                "argv": argv,
+                "env": env,
+                "cwd": cwd,
+                "stages_lock": str(lock.resolve()) if lock else "",
+            },
+            stdin=command.stdin,
+            ruleset=self._allowed_writes() if self._backend.confines else None,
+            lease=self._spec.lease_fd,
+            tell=tell,
+            sink=sink,
+            cap=self._backend.output_cap_bytes,
+            marker=marker,
+        )
 
     def _environment(self, command: Command, marker: str) -> dict[str, str]:
         passed = set(self._spec.pass_env)
@@ -297,15 +344,21 @@ class LocalWorkspace:
         env |= {"SOURCE_DIR": self._source, "TARGET_DIR": self._harness, "RUN_DIR": run}
         return env | {name: self.expand(text) for name, text in command.env.items()}
 
-    def _ruleset(self) -> int:
-        shared = [_SHARED_MEMORY] if self._backend.shared_memory else []
-        folders = [
-            self._source,
-            self.run_folder,
-            *(self.expand(path) for path in self._spec.writable),
-            *shared,
-        ]
-        return _landlock.write_ruleset(folders, _DEVICES)
+    def _allowed_writes(self) -> int:
+        """A Landlock ruleset, kept until the next run folder."""
+        if self._ruleset is None:
+            shared = [_SHARED_MEMORY] if self._backend.shared_memory else []
+            writable = [self.expand(path) for path in self._spec.writable]
+            for path in writable:
+                os.makedirs(path, exist_ok=True)
+            folders = [self._source, self.run_folder, *writable, *shared]
+            self._ruleset = _landlock.write_ruleset(folders, _DEVICES)
+        return self._ruleset
+
+    def _forget_ruleset(self) -> None:
+        if self._ruleset is not None:
+            os.close(self._ruleset)
+            self._ruleset = None
 
     # ---- the end ----
 
@@ -315,7 +368,8 @@ class LocalWorkspace:
             for service in self._services:
                 tasks.start_soon(service.end, self._backend.grace_seconds)
         for supervisor in self._idle:
-            await supervisor.close()
+            self._pool.give(supervisor)
+        self._forget_ruleset()
         if self._run is not None:
             self._old_runs.append(self._run)
         await self._clean()
