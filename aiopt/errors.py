@@ -64,7 +64,9 @@ class ConfigError(AiOptError):
         self.problems = tuple(problems)
         count = len(self.problems)
         lines = [f"{where}: {count} problem{'s' if count != 1 else ''}"]
-        lines += [f"  {path}: {problem}" if path else f"  {problem}" for path, problem in self.problems]
+        lines += [
+            f"  {path}: {problem}" if path else f"  {problem}" for path, problem in self.problems
+        ]
         super().__init__("\n".join(lines))
 
 

@@ -51,7 +51,7 @@ JsonObject = dict[str, Any]
 
 Arm = Literal["A", "B"]
 Order = Literal["AB", "BA"]
-PairPurpose = Literal["screen", "guard", "audit"]
+PairPurpose = Literal["check", "screen", "guard", "audit"]
 StageName = Literal[
     "source", "build", "test", "deploy", "workload", "collect", "teardown", "profile"
 ]
@@ -60,7 +60,7 @@ RejectReason = Literal["malformed", "out_of_scope", "does_not_apply", "duplicate
 VerdictKind = Literal[
     "keep", "discard_regression", "discard_no_effect", "inconclusive", "no_change", "invalid"
 ]
-ExperimentOutcome = Literal["judged", "superseded", "audited", "abandoned"]
+ExperimentOutcome = Literal["judged", "superseded", "measured", "abandoned"]
 
 
 # ---- values that events are made of ----
@@ -235,8 +235,8 @@ class ExperimentStarted:
 
     campaign: str
     number: int
-    """Of the proposal; 0 for an audit. The coin of each pair depends on it."""
-    purpose: Literal["candidate", "audit"]
+    """Of the proposal; 0 for the baseline and an audit. The coin of each pair depends on it."""
+    purpose: Literal["baseline", "candidate", "audit"]
     candidate: str
     genome: tuple[PatchRef, ...]
     tree: str
@@ -295,6 +295,8 @@ class ArtifactBuilt:
 
     digest: str
     files: int
+    incumbent_digest: str | None
+    """None when the target names no artifact or the incumbent has not been built."""
 
 
 @frozen(kw_only=True, slots=True)
@@ -448,7 +450,7 @@ Event = (
     | ExperimentFinished
 )
 
-EVENT_TYPES: tuple[type[Event], ...] = Event.__args__  # type: ignore[assignment]
+EVENT_TYPES: tuple[type[Event], ...] = Event.__args__
 """Every class of event, in the order of the catalogue."""
 
 

@@ -12,6 +12,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
+from anyio.abc import ByteStream
 from attrs import field, frozen
 
 from aiopt.events import PatchRef, ProcessRef, Scalar
@@ -30,8 +31,8 @@ __all__ = [
     "Measured",
     "NotAvailable",
     "Patch",
-    "Profiler",
     "ProfileResult",
+    "Profiler",
     "Proposal",
     "ProposalRequest",
     "Proposer",
@@ -186,6 +187,22 @@ class Workspace(Protocol):
 
         Raises:
             FileNotFoundError: nothing is there.
+        """
+        ...
+
+    async def digest(self, patterns: Sequence[str]) -> tuple[str, int]:
+        """One sha256 over the files of `{source}` that match gitignore-style patterns, and how many they are."""
+        ...
+
+    async def free_port(self) -> int:
+        """A TCP port on which nothing listens there right now."""
+        ...
+
+    async def connect(self, port: int) -> ByteStream:
+        """A connection to a port on that machine's loopback.
+
+        Raises:
+            OSError: nothing listens.
         """
         ...
 

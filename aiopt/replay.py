@@ -1,0 +1,401 @@
+"""The fold: what a log's events add up to, and what other weights or another rule would make of them.
+
+`step` is pure but for one thing: it updates the containers of the state that it is given, which the fold owns (copying them
+would make a long log quadratic). No clock, no randomness, no I/O. The live campaign, `aiopt replay`, the export and the tests
+call this same function, so a live state always equals the fold of what was written.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Literal
+
+from attrs import Factory, define, frozen
+
+from aiopt.events import (
+    ArtifactBuilt,
+    AuditMeasured,
+    CampaignFinished,
+    CampaignInterrupted,
+    CampaignResumed,
+    CampaignStarted,
+    CandidateProposed,
+    CandidateRejected,
+    EnvironmentObserved,
+    Event,
+    ExperimentFinished,
+    ExperimentStarted,
+    GateFailed,
+    IncumbentChanged,
+    PairScheduled,
+    PairVoided,
+    PatchRef,
+    Recorded,
+    RunMeasured,
+    StageFinished,
+    StageStarted,
+    VerdictReached,
+)
+from aiopt.fitness import Fitness, Unmeasured, fitness_of
+from aiopt.ids import candidate_id
+from aiopt.verdict import NeedsMore, RuleParams, decide, params_from, with_weights
+
+__all__ = [
+    "CampaignState",
+    "Decision",
+    "ExperimentState",
+    "LogState",
+    "ProposalState",
+    "Ranked",
+    "Rescored",
+    "fold",
+    "rescore",
+    "step",
+]
+
+ProposalStatus = Literal["proposed", "rejected", "running", "judged", "superseded", "abandoned"]
+
+
+@define
+class ExperimentState:
+    """One experiment as far as it has come."""
+
+    stream: str
+    started: ExperimentStarted
+    facts: list[Event] = Factory(list)
+    """What a verdict is made of: gates, artifacts, pairs and runs, in order."""
+    open_stages: dict[tuple[str, int, str], StageStarted] = Factory(dict)
+    """Started and not finished: after a crash, what may still be running."""
+    attempts: dict[tuple[str, str], int] = Factory(dict)
+    """How often each (stage, run) was started."""
+    artifact: str | None = None
+    gates: list[str] = Factory(list)
+    verdict: VerdictReached | None = None
+    verdict_seq: int = 0
+    audit: AuditMeasured | None = None
+    outcome: str | None = None
+    detail: str = ""
+    seconds: float = 0.0
+    """Wall time of its stages."""
+
+
+@define
+class ProposalState:
+    """One proposal and what became of it."""
+
+    number: int
+    proposed: CandidateProposed
+    status: ProposalStatus = "proposed"
+    rejected: CandidateRejected | None = None
+    experiment: str | None = None
+
+
+@define
+class CampaignState:
+    """One campaign as far as it has come."""
+
+    stream: str
+    started: CampaignStarted
+    incumbent: str
+    incumbent_genome: tuple[PatchRef, ...] = ()
+    incumbent_tree: str = ""
+    kept: list[str] = Factory(list)
+    """Streams of the experiments that changed the incumbent, in order."""
+    proposals: dict[int, ProposalState] = Factory(dict)
+    experiments: dict[str, ExperimentState] = Factory(dict)
+    environments: dict[str, EnvironmentObserved] = Factory(dict)
+    open_stages: dict[tuple[str, int, str], StageStarted] = Factory(dict)
+    """Of an incumbent that is being built again after a resume."""
+    resumes: int = 0
+    interrupted: bool = False
+    finished: str | None = None
+
+    @property
+    def baseline(self) -> str:
+        """The candidate without patches."""
+        return candidate_id(self.started.base_commit, ())
+
+    @property
+    def params(self) -> RuleParams:
+        return params_from(self.started.rule_params)
+
+    @property
+    def next_number(self) -> int:
+        return len(self.proposals) + 1
+
+    def unsettled(self) -> Iterator[ProposalState]:
+        """Proposals that have neither been rejected nor brought to an end."""
+        for proposal in self.proposals.values():
+            if proposal.status in ("proposed", "running"):
+                yield proposal
+
+    def cut_off_stages(self) -> Iterator[StageStarted]:
+        """Stages that were started and not finished, in this campaign's stream and its experiments'."""
+        yield from self.open_stages.values()
+        for experiment in self.experiments.values():
+            yield from experiment.open_stages.values()
+
+    def audits(self) -> Iterator[ExperimentState]:
+        for experiment in self.experiments.values():
+            if experiment.started.purpose == "audit":
+                yield experiment
+
+
+@define
+class LogState:
+    """A whole log: its campaigns, in order."""
+
+    campaigns: dict[str, CampaignState] = Factory(dict)
+    campaign_of: dict[str, str] = Factory(dict)
+    """Experiment stream to campaign stream."""
+    last_seq: int = 0
+
+    def experiment(self, stream: str) -> ExperimentState:
+        """Raises KeyError if there is none by this name."""
+        return self.campaigns[self.campaign_of[stream]].experiments[stream]
+
+
+def fold(events: Iterable[Recorded], state: LogState | None = None) -> LogState:
+    """The state after these events, from an empty one or on top of a given one."""
+    state = state if state is not None else LogState()
+    for recorded in events:
+        state = step(state, recorded)
+    return state
+
+
+def step(state: LogState, recorded: Recorded) -> LogState:
+    """The state after one more event."""
+    state.last_seq = recorded.seq
+    stream, event = recorded.stream, recorded.event
+    if isinstance(event, CampaignStarted):
+        state.campaigns[stream] = CampaignState(
+            stream=stream,
+            started=event,
+            incumbent=candidate_id(event.base_commit, ()),
+            incumbent_tree=event.base_tree,
+        )
+    elif isinstance(event, ExperimentStarted):
+        state.campaign_of[stream] = event.campaign
+        campaign = state.campaigns[event.campaign]
+        campaign.experiments[stream] = ExperimentState(stream=stream, started=event)
+        proposal = campaign.proposals.get(event.number)
+        if proposal is not None:
+            proposal.status, proposal.experiment = "running", stream
+    elif stream in state.campaign_of:
+        campaign = state.campaigns[state.campaign_of[stream]]
+        _experiment_step(campaign, campaign.experiments[stream], recorded)
+    elif stream in state.campaigns:
+        _campaign_step(state.campaigns[stream], event)
+    return state
+
+
+def _campaign_step(campaign: CampaignState, event: Event) -> None:
+    match event:
+        case CandidateProposed():
+            campaign.proposals[event.number] = ProposalState(number=event.number, proposed=event)
+        case CandidateRejected():
+            proposal = campaign.proposals[event.number]
+            proposal.status, proposal.rejected = "rejected", event
+        case IncumbentChanged():
+            campaign.incumbent = event.candidate
+            campaign.incumbent_genome = event.genome
+            campaign.incumbent_tree = event.tree
+            campaign.kept.append(event.experiment)
+        case StageStarted():
+            campaign.open_stages[event.stage, event.attempt, event.run] = event
+        case StageFinished():
+            campaign.open_stages.pop((event.stage, event.attempt, event.run), None)
+        case EnvironmentObserved():
+            campaign.environments[event.environment] = event
+        case CampaignResumed():
+            campaign.open_stages.clear()  # its remains were killed before it was written
+            campaign.resumes += 1
+            campaign.interrupted = False
+            campaign.finished = None
+        case CampaignInterrupted():
+            campaign.interrupted = True
+        case CampaignFinished():
+            campaign.finished = event.reason
+        case _:
+            pass
+
+
+def _experiment_step(
+    campaign: CampaignState, experiment: ExperimentState, recorded: Recorded
+) -> None:
+    event = recorded.event
+    match event:
+        case StageStarted():
+            experiment.open_stages[event.stage, event.attempt, event.run] = event
+            key = (event.stage, event.run)
+            experiment.attempts[key] = experiment.attempts.get(key, 0) + 1
+        case StageFinished():
+            experiment.open_stages.pop((event.stage, event.attempt, event.run), None)
+            experiment.seconds += event.seconds
+        case ArtifactBuilt():
+            experiment.artifact = event.digest
+            experiment.facts.append(event)
+        case GateFailed() | PairScheduled() | RunMeasured() | PairVoided():
+            experiment.facts.append(event)
+        case VerdictReached():
+            experiment.verdict, experiment.verdict_seq = event, recorded.seq
+        case AuditMeasured():
+            experiment.audit = event
+        case ExperimentFinished():
+            experiment.outcome, experiment.detail = event.outcome, event.detail
+            experiment.open_stages.clear()
+            proposal = campaign.proposals.get(experiment.started.number)
+            if proposal is not None and event.outcome != "measured":
+                proposal.status = event.outcome
+        case _:
+            pass
+
+
+# ---- other weights, another rule ----
+
+
+@frozen(kw_only=True)
+class Decision:
+    """One experiment, as it was decided and as it would be."""
+
+    experiment: str
+    number: int
+    patch: str
+    seq: int
+    logged: str
+    replayed: str
+    """A verdict, or `needs_more`."""
+    needs_more: int
+    """Pairs that are missing for the replayed decision, at the most."""
+    same_premise: bool
+    """False if under the replayed decisions another incumbent would have been measured against."""
+
+    @property
+    def flipped(self) -> bool:
+        """Whether a keep became something else, or the other way round."""
+        return (self.logged == "keep") != (self.replayed == "keep")
+
+
+@frozen(kw_only=True)
+class Ranked:
+    """A measured candidate and its fitness under the weights."""
+
+    experiment: str
+    number: int
+    patch: str
+    step: Fitness
+    """Against the incumbent that it was measured with."""
+    total: float
+    """Log cost ratio against the baseline: its own step on top of those of its incumbent."""
+
+
+@frozen(kw_only=True)
+class Rescored:
+    """A campaign under other weights or another rule."""
+
+    campaign: str
+    rule: str
+    weights: Mapping[str, float]
+    ranking: tuple[Ranked, ...]
+    unranked: tuple[tuple[str, str], ...]
+    """Experiment and the reason why it has no fitness."""
+    decisions: tuple[Decision, ...]
+    parts_at: int | None
+    """The first event at which the two histories part, or None."""
+
+    @property
+    def flips(self) -> tuple[Decision, ...]:
+        return tuple(decision for decision in self.decisions if decision.flipped)
+
+
+def rescore(
+    campaign: CampaignState,
+    *,
+    weights: Mapping[str, float] | None = None,
+    rule: str | None = None,
+    params: RuleParams | None = None,
+) -> Rescored:
+    """What the same events would have led to; nothing is run, and what cannot be known is said.
+
+    Without `weights` the primaries decide as they did, and the ranking weighs them equally.
+
+    Raises:
+        ConfigError: a weight for a metric that the campaign did not measure.
+    """
+    params = params or campaign.params
+    if weights:
+        params = params_from_checked(with_weights(params, weights))
+    rule = rule or campaign.started.rule
+    ranking_weights = dict(weights) if weights else _equal_weights(params)
+    incumbent = campaign.baseline
+    decisions, ranking, unranked = [], [], []
+    totals = {campaign.baseline: 0.0}
+    for experiment in campaign.experiments.values():
+        if experiment.verdict is None or experiment.started.purpose != "candidate":
+            continue
+        decision = _decision(campaign, experiment, rule, params, incumbent)
+        decisions.append(decision)
+        if decision.replayed == "keep" and decision.same_premise:
+            incumbent = experiment.started.candidate
+        fitness = fitness_of(params, experiment.facts, ranking_weights)
+        if isinstance(fitness, Unmeasured):
+            unranked.append((experiment.stream, fitness.reason))
+            continue
+        total = totals.get(experiment.started.incumbent, 0.0) + fitness.value
+        totals[experiment.started.candidate] = total
+        ranking.append(
+            Ranked(
+                experiment=experiment.stream,
+                number=experiment.started.number,
+                patch=_patch_name(experiment),
+                step=fitness,
+                total=total,
+            )
+        )
+    ranking.sort(key=lambda ranked: (-ranked.total, ranked.number))
+    flips = [decision.seq for decision in decisions if decision.flipped]
+    return Rescored(
+        campaign=campaign.stream,
+        rule=rule,
+        weights=ranking_weights,
+        ranking=tuple(ranking),
+        unranked=tuple(unranked),
+        decisions=tuple(decisions),
+        parts_at=min(flips) if flips else None,
+    )
+
+
+def params_from_checked(params: RuleParams) -> RuleParams:
+    """The same parameters, or ConfigError if they make no sense together."""
+    from aiopt.config import unstructure
+
+    return params_from(unstructure(params))
+
+
+def _equal_weights(params: RuleParams) -> dict[str, float]:
+    primaries = [name for name, metric in params.metrics.items() if metric.role == "primary"]
+    return {name: 1 / len(primaries) for name in primaries}
+
+
+def _patch_name(experiment: ExperimentState) -> str:
+    genome = experiment.started.genome
+    return genome[-1].name if genome else "baseline"
+
+
+def _decision(
+    campaign: CampaignState,
+    experiment: ExperimentState,
+    rule: str,
+    params: RuleParams,
+    incumbent: str,
+) -> Decision:
+    assert experiment.verdict is not None
+    outcome = decide(rule, params, experiment.facts)
+    return Decision(
+        experiment=experiment.stream,
+        number=experiment.started.number,
+        patch=_patch_name(experiment),
+        seq=experiment.verdict_seq,
+        logged=experiment.verdict.kind,
+        replayed="needs_more" if isinstance(outcome, NeedsMore) else outcome.kind,
+        needs_more=outcome.missing if isinstance(outcome, NeedsMore) else 0,
+        same_premise=experiment.started.incumbent == incumbent,
+    )

@@ -1,0 +1,114 @@
+"""`aiopt.toml` and the options of the command line: how a campaign is to be run.
+
+Everything that changes what a campaign does is logged with `CampaignStarted`, and a resume uses what was logged.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from attrs import field, frozen
+
+from aiopt.config import structure
+from aiopt.errors import ConfigError
+from aiopt.target import Target
+
+__all__ = ["Budget", "Environment", "Settings", "load_settings", "rule_params"]
+
+
+@frozen(kw_only=True)
+class Budget:
+    """When to stop proposing; what was begun is finished."""
+
+    candidates: int | None = None
+    minutes: float | None = None
+    """Of stages run, over all resumes."""
+
+
+@frozen(kw_only=True)
+class Environment:
+    """A named place to run: a backend and its options."""
+
+    backend: str
+    options: Mapping[str, Any] = field(factory=dict)
+
+
+def _local() -> Mapping[str, Environment]:
+    return {"local": Environment(backend="local")}
+
+
+@frozen(kw_only=True)
+class Settings:
+    """The settings of one campaign."""
+
+    environment: str = "local"
+    environments: Mapping[str, Environment] = field(factory=_local)
+    mode: Literal["fast", "full"] = "fast"
+    """`full` profiles every candidate that passed its gates, `fast` none."""
+    strategy: str = "greedy"
+    strategies: Mapping[str, Mapping[str, Any]] = field(factory=dict)
+    """Options by name of the strategy; likewise for proposers and profilers."""
+    proposer: str = "pool"
+    proposers: Mapping[str, Mapping[str, Any]] = field(factory=dict)
+    profilers: Mapping[str, Mapping[str, Any]] = field(factory=dict)
+    seed: int = 0
+    rule: str = "signed-rank"
+    rule_options: Mapping[str, Any] = field(factory=dict)
+    """Parameters of the rule other than its defaults: pairs, alpha, delta0, mei, …"""
+    budget: Budget = Budget()
+    jobs: int = 1
+    """How many candidates are built at the same time; measuring is always alone."""
+
+    @property
+    def here(self) -> Environment:
+        """The environment that is used.
+
+        Raises:
+            ConfigError: it is not defined.
+        """
+        environments = {**_local(), **self.environments}
+        if self.environment not in environments:
+            known = ", ".join(environments)
+            raise ConfigError(
+                "aiopt.toml",
+                [("environment", f"{self.environment!r} is not defined; there are {known}")],
+            )
+        return environments[self.environment]
+
+
+def load_settings(file: Path | None) -> dict[str, Any]:
+    """The tables of an `aiopt.toml`, checked; empty if there is no file.
+
+    Raises:
+        ConfigError: all problems at once.
+    """
+    if file is None or not file.is_file():
+        return {}
+    try:
+        data = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(str(file), [("", f"not TOML: {error}")]) from None
+    structure(data, Settings, str(file))
+    return data
+
+
+def rule_params(target: Target, settings: Settings) -> dict[str, Any]:
+    """The parameters of the decision rule, complete, as they are logged."""
+    return {
+        "metrics": {
+            name: {
+                "direction": metric.direction,
+                "role": metric.role,
+                "margin": metric.tolerance,
+                "limit": metric.limit,
+                "kind": metric.kind,
+            }
+            for name, metric in target.metrics.items()
+        },
+        "workloads": {
+            name: {"guard": workload.guard, "margin": workload.margin}
+            for name, workload in target.workloads.items()
+        },
+        **settings.rule_options,
+    }
