@@ -157,7 +157,7 @@ class SourceRepository:
         env = self._env(folder)
         Path(env["GIT_INDEX_FILE"]).unlink(missing_ok=True)
         await self._git("read-tree", commit, env=env)
-        await self._git(f"--work-tree={folder}", "checkout-index", "--all", cwd=folder, env=env)
+        await self._git(f"--work-tree={folder}", "checkout-index", "--all", "--index", cwd=folder, env=env)
 
     async def apply(self, folder: Path, patch: CanonicalPatch, scope: Scope) -> str:
         """Apply a patch to a checked-out tree; returns the id of the tree that results.
