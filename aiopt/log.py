@@ -23,7 +23,7 @@ from typing import Any, Self
 from sqlite_utils import Database
 
 from aiopt import __version__, codec, ids
-from aiopt.errors import ConcurrentWriteError, CorruptLogError, UnknownEventError
+from aiopt.errors import ConcurrentWriteError, CorruptLogError, LogError, UnknownEventError
 from aiopt.events import Event, Recorded
 from aiopt.logfile import INSERT, Row, canonical, connect, create, explain, genesis, rows
 
@@ -121,6 +121,10 @@ class Log:
         end: tuple[int, bytes] | None = self._db.execute(query, [writer]).fetchone()
         return end
 
+    def _must_be_writer(self) -> None:
+        if not self.writer:
+            raise LogError(f"{self.path}: was opened to be read; open it for writing to add to it")
+
     def append(self, items: Sequence[tuple[str, Event]]) -> list[Recorded]:
         """Write the events, each to its stream, in one transaction: all of them or none.
 
@@ -128,6 +132,7 @@ class Log:
         room, ValueError if an event holds what JSON cannot. The log is then as it was before.
         """
         with self._lock:
+            self._must_be_writer()
             at = _stamp(self._clock())
             writer, seq, wseq, previous = self.writer, self._seq, self._wseq, self._hash
             versions: dict[str, int] = {}
@@ -175,8 +180,9 @@ class Log:
                 con.executemany(INSERT, batch)
                 con.execute("COMMIT")
             except BaseException as error:
-                if con.in_transaction:
-                    con.execute("ROLLBACK")
+                with suppress(sqlite3.Error):
+                    if con.in_transaction:
+                        con.execute("ROLLBACK")
                 if isinstance(error, sqlite3.IntegrityError):
                     raise self._overtaken(batch) from error
                 if isinstance(error, sqlite3.Error):
@@ -256,6 +262,7 @@ class Log:
         if not _KIND.fullmatch(kind):
             raise ValueError(f"{kind!r} is no kind of stream: small letters and digits only")
         with self._lock:
+            self._must_be_writer()
             taken = (_NUMBERED.match(stream) for stream in self._versions)
             used = (int(match[2]) for match in taken if match and match[1] == kind)
             number = max(self._numbers.get(kind, 0), *used, 0) + 1

@@ -210,7 +210,8 @@ def connect(path: Path, *, readonly: bool) -> tuple[Database, CorruptLogError | 
     except sqlite3.OperationalError as error:
         # WAL wants to write beside the file, even to read. Where nobody can, nobody does.
         wal = path.with_name(f"{path.name}-wal")
-        if readonly and not os.access(path.parent, os.W_OK) and not wal.exists():
+        writable = os.access(path.parent, os.W_OK, effective_ids=True)
+        if readonly and not writable and not wal.exists():
             with suppress(sqlite3.Error):
                 return _connect(path, f"{uri}&immutable=1", readonly)
         raise explain(path, error) from error
