@@ -88,14 +88,15 @@ class BlobStore:
                 hash_ = hashlib.sha256()
                 with draft.open("xb") as file:
                     packer = zstandard.ZstdCompressor(level=LEVEL, write_checksum=True)
-                    with packer.stream_writer(file, size=size, closefd=False) as packed:
-                        while chunk := source.read(_CHUNK):
-                            hash_.update(chunk)
-                            packed.write(chunk)
+                    frame = packer.compressobj(size=size)
+                    while chunk := source.read(_CHUNK):
+                        hash_.update(chunk)
+                        file.write(frame.compress(chunk))
+                    file.write(frame.flush())
                     file.flush()
                     os.fsync(file.fileno())
                 digest = hash_.hexdigest()
-                if only in (None, digest):
+                if only in (None, digest) and not self.has(digest):
                     self._settle(draft, self.path(digest))
             finally:
                 draft.unlink(missing_ok=True)
