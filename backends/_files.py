@@ -1,4 +1,7 @@
-"""Files in and out of a workspace in which hostile code has run: no link leads out of it, and any tree can be removed."""
+"""Files in and out of a workspace in which hostile code has run.
+
+No link leads out of it, and any tree can be removed.
+"""
 
 import hashlib
 import os
@@ -80,7 +83,7 @@ def digest(tree: Path, patterns: Sequence[str]) -> tuple[str, int]:
             )
             run(["git", "init", "--quiet", "--bare", "--template=", empty])
             ask = [*git, "ls-files", "-z", "--others", "--ignored", f"--exclude-from={file.name}"]
-            listed: bytes = run(ask).stdout
+            listed = bytes(run(ask))
     names = sorted(name for name in listed.split(b"\0") if name)
     total = hashlib.sha256()
     for name in names:

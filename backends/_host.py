@@ -38,7 +38,7 @@ def _mean(paths: list[str]) -> float | None:
 
 
 def covariates() -> Mapping[str, float]:
-    """load1, steal_jiffies, psi_cpu_some_avg10, cpu_mhz and throttle_count, as far as this machine has them.
+    """load1, steal_jiffies, psi_cpu_some_avg10, cpu_mhz, throttle_count: those that exist here.
 
     Well below 1 ms: of many processors only the first eight are asked (reading a frequency
     interrupts the processor).
@@ -92,7 +92,7 @@ async def _version(tool: str) -> str | None:
 
 
 async def observe() -> dict[str, Any]:
-    """What this machine is; takes some 20 ms, for the versions of the tools. Bytes, and load as a number of processes."""
+    """What this machine is. Takes some 20 ms, for the versions of the tools."""
     found: dict[str, Any] = {
         "hostname": platform.node(),
         "kernel": platform.release(),
@@ -138,7 +138,13 @@ _GATE = "/proc"
 
 
 async def _flock(path: str, operation: int) -> int:
-    """A descriptor with the lock. Polls, so that it can be cancelled: the system call would block a thread for ever."""
+    """A descriptor with the lock.
+
+    Polls, so that it can be cancelled: the system call would block a thread for ever.
+
+    Raises:
+        BackendUnavailable: `path` cannot be locked.
+    """
     try:
         # Each use opens anew: the lock belongs to the open file description, so two tasks of one
         # process exclude each other.
@@ -169,9 +175,9 @@ async def _flock(path: str, operation: int) -> int:
 async def host_lock(
     kind: Literal["measuring", "building"], path: str = _LOCK
 ) -> AsyncIterator[None]:
-    """Measuring excludes everybody else on this host, building only measurements. Ends with the process, however it ends.
+    """Measuring excludes everybody else on this host, building only measurements.
 
-    Not re-entrant: a task that measures and asks to build waits for itself.
+    Ends with the process, however that ends. Not re-entrant: a task that measures and asks to build waits for itself.
 
     Raises:
         BackendUnavailable: `path` cannot be locked.

@@ -1,4 +1,7 @@
-"""The controller's side of one supervisor, and of one command that runs under it. See `_supervisor` for the other side."""
+"""The controller's side of a supervisor, and of a command that runs under it.
+
+See `_supervisor` for the other side.
+"""
 
 import marshal
 import os
@@ -34,8 +37,11 @@ _KILL_SECONDS = 30.0
 class Supervisor:
     """A supervisor process, which runs one command at a time."""
 
-    def __init__(self, *, isolate: bool) -> None:
+    def __init__(self, *, isolate: bool, capabilities: Sequence[str] = ()) -> None:
         """Start it; returns before it is ready.
+
+        `isolate`: whether commands can neither reach out of it nor, run by root, keep more of
+        root's powers than `capabilities`.
 
         Raises:
             BackendUnavailable: it cannot be started.
@@ -44,10 +50,11 @@ class Supervisor:
         self._link.setblocking(False)
         scope = _landlock.signal_scope() if isolate else None
         numbers = [-1 if fd is None else fd for fd in (theirs.fileno(), scope)]
+        kept = ",".join(capabilities) if isolate else "all"
         self._errors = os.memfd_create("aiopt-supervisor-stderr")
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", _SCRIPT, *map(str, numbers)],
+                [sys.executable, "-I", "-S", _SCRIPT, *map(str, numbers), kept],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self._errors,
@@ -107,7 +114,10 @@ class Supervisor:
             os.close(body)
 
     def kill(self, number: int, grace: float) -> None:
-        """End a command: TERM to its group, after `grace` seconds KILL to everything. The reply still comes."""
+        """End a command: TERM to its group, after `grace` seconds KILL to everything.
+
+        The reply still comes.
+        """
         with suppress(BrokenPipeError, ConnectionResetError):  # the reply will say so
             self._link.send(marshal.dumps(("kill", number, float(grace))))
 
@@ -232,7 +242,9 @@ class Job:
         self._supervisor.kill(self._number, grace)
 
     async def kill(self, grace: float) -> None:
-        """End it and everything that it started; `grace` seconds pass between TERM and KILL. Not to be cancelled.
+        """End it and everything that it started; `grace` seconds pass between TERM and KILL.
+
+        Not to be cancelled.
 
         Raises:
             SessionLost: the supervisor is gone, or could not get rid of something.

@@ -83,7 +83,10 @@ def _create(handled_fs: int, scoped: int) -> int:
 
 
 def signal_scope() -> int | None:
-    """A ruleset under which a process can signal only itself and its descendants; None before interface 6."""
+    """A ruleset under which a process can signal only itself and its descendants.
+
+    None before interface 6.
+    """
     return _create(0, _SCOPE_SIGNALS) if abi() >= 6 else None
 
 

@@ -1,4 +1,7 @@
-"""Output of a command on its way to the sink, with a cap: the head as it comes, the tail at the end, the middle counted."""
+"""Output of a command on its way to the sink, with a cap.
+
+The head passes as it comes, the tail at the end; what is between is counted.
+"""
 
 import fcntl
 import os
@@ -43,7 +46,9 @@ class CappedStream:
         self.write_end = -1
 
     def take(self) -> int:
-        """Pass on what one read gives. Returns its size; 0 at the end; -1 when nothing is there yet.
+        """Pass on what one read gives.
+
+        Returns its size; 0 at the end; -1 when nothing is there yet.
 
         Raises whatever the sink raises; it is not asked again.
         """
@@ -62,7 +67,10 @@ class CappedStream:
         return len(data)
 
     def finish(self) -> None:
-        """Pass on what is still in the pipe, then the tail. Does not wait for whoever may still hold the pipe."""
+        """Pass on what is still in the pipe, then the tail.
+
+        Does not wait for whoever may still hold the pipe.
+        """
         for _ in range(64):
             if self.take() <= 0:
                 break

@@ -1,4 +1,4 @@
-"""Processes as /proc shows them: who is who, who is below whom, and killing what a dead controller left.
+"""Processes as /proc shows them, and killing what a dead controller left.
 
 A process number alone proves nothing, since numbers are reused: compare the start time, and the
 boot. A kill goes through a descriptor of the process (pidfd) that was opened *before* looking, so
@@ -92,7 +92,7 @@ def _marked(pid: int, wanted: bytes) -> bool:
 
 
 def _kill(pid: int, number: int, wanted: bytes | None) -> bool:
-    """Signal a process, if `wanted` is given only if it still carries that marker; whether that was done."""
+    """Signal a process, or only if it carries the marker `wanted`; whether that was done."""
     try:
         handle = os.pidfd_open(pid)
     except OSError:
@@ -109,9 +109,9 @@ def _kill(pid: int, number: int, wanted: bytes | None) -> bool:
 
 
 def kill_remains(marker: str, supervisors: Iterable[ProcessRef]) -> int:
-    """Kill what carries a marker that begins with `marker`, and what is below the supervisors, until nothing is left.
+    """Kill what carries a marker that begins with `marker`, and what is below the supervisors.
 
-    An empty marker matches nothing. Never kills this process or its ancestors. Returns how many
+    Again and again, until nothing is left. An empty marker matches nothing. Never kills this process or its ancestors. Returns how many
     processes were killed; a supervisor itself does not count.
 
     Raises:

@@ -31,6 +31,8 @@ interpreter, and no command ever holds an end.
                faults, strays killed)
 """
 
+# ruff: noqa: SIM105  (contextlib costs start-up)
+
 import _signal as signal  # type: ignore[import-not-found, unused-ignore]
 import _socket
 import ctypes
@@ -45,10 +47,21 @@ import sys
 import time
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NAME = 1, 4, 15
+_PR_CAPBSET_DROP = 24
 _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 36, 38
 _LANDLOCK_RESTRICT_SELF = 446
 _LOCK_DESCRIPTOR = 90
 _MOST_DESCRIPTORS = 6
+
+# fmt: off
+_POWERS = {
+    "linux_immutable": 9, "net_admin": 12, "net_raw": 13, "sys_module": 16, "sys_rawio": 17,
+    "sys_ptrace": 19, "sys_pacct": 20, "sys_admin": 21, "sys_boot": 22, "sys_time": 25,
+    "sys_tty_config": 26, "mknod": 27, "audit_control": 30, "mac_override": 32, "mac_admin": 33,
+    "syslog": 34, "wake_alarm": 35, "block_suspend": 36, "audit_read": 37, "perfmon": 38, "bpf": 39,
+    "checkpoint_restore": 40,
+}
+# fmt: on
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -287,7 +300,7 @@ class Supervisor:
 
 
 def _shared_lock(path: str) -> int:
-    """A shared lock; fails after five seconds, since a controller that waits for us must not hang."""
+    """A shared lock; fails after five seconds, since a waiting controller must not hang."""
     lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     for attempt in range(1000):
         try:
@@ -332,7 +345,7 @@ def _execute(argv: "list[str]", env: "dict[str, str]", cwd: str, places: "list[s
 
 
 def _kill_below(root: int) -> None:
-    """Stop, then kill, all descendants: what is stopped cannot fork away between our looking and our killing."""
+    """Stop, then kill, all descendants: what is stopped cannot fork away in between."""
     known: set[int] = set()
     while True:
         found = _descendants(root) - known
@@ -388,12 +401,28 @@ def _prepare() -> "list[int]":
     return [number for number in known if signal.getsignal(number) == signal.SIG_IGN]
 
 
+def _drop_powers(kept: "list[str]") -> None:
+    """Take from commands what root may do to others, and to the machine; no one else has it anyway.
+
+    `perfmon` and `sys_admin` are among it: with either, root reads the environment of any process,
+    Landlock or not, and with that the keys of the controller.
+    """
+    for name, number in _POWERS.items():
+        if name not in kept:
+            try:
+                _prctl(_PR_CAPBSET_DROP, number)
+            except OSError:
+                pass  # not root, or a capability that this kernel does not know
+
+
 def main(arguments: "list[str]") -> int:
-    link, scope = (int(argument) for argument in arguments)
+    link, scope = (int(argument) for argument in arguments[:2])
     for descriptor in (link, scope):
         if descriptor >= 0:
             os.set_inheritable(descriptor, False)
     ignored = _prepare()
+    if arguments[2] != "all":
+        _drop_powers(arguments[2].split(","))
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     _prctl(_PR_SET_DUMPABLE, 0)  # no debugger of the same user, and no /proc/PID/mem
     _prctl(_PR_SET_NAME, b"aiopt-superviso")

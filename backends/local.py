@@ -20,7 +20,7 @@ from aiopt.errors import BackendError, BackendUnavailable, CommandTimeout
 from aiopt.events import ProcessRef
 from aiopt.protocols import Command, Completed, Service, Sink, Workspace, WorkspaceSpec
 
-from . import _files, _host, _landlock
+from . import _files, _host, _landlock, _shared_memory
 from ._job import Job, Supervisor
 from ._remains import kill_remains
 
@@ -29,7 +29,6 @@ __all__ = ["LocalBackend", "LocalService", "LocalWorkspace"]
 _PASSED = re.compile(r"PATH|LANG|LC_[A-Z]+|TZ")
 _PLACEHOLDER = re.compile(r"\{(source|harness|run)\}")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/tty")
-_SHARED_MEMORY = "/dev/shm"
 _KEPT_SUPERVISORS = 4
 
 
@@ -39,11 +38,18 @@ class Pool:
     They hold nothing while they wait, no lease and no lock, and they end when the controller does.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, isolate: bool, capabilities: Sequence[str]) -> None:
+        self._isolate = isolate
+        self._capabilities = tuple(capabilities)
         self._idle: list[Supervisor] = []
 
-    def take(self, isolate: bool) -> Supervisor:
-        return self._idle.pop() if self._idle else Supervisor(isolate=isolate)
+    def __reduce__(self) -> "tuple[type[Pool], tuple[bool, tuple[str, ...]]]":
+        return Pool, (self._isolate, self._capabilities)
+
+    def take(self) -> Supervisor:
+        if self._idle:
+            return self._idle.pop()
+        return Supervisor(isolate=self._isolate, capabilities=self._capabilities)
 
     def give(self, supervisor: Supervisor) -> None:
         if supervisor.usable and len(self._idle) < _KEPT_SUPERVISORS:
@@ -58,7 +64,10 @@ class Pool:
 
 @frozen(kw_only=True, weakref_slot=True)
 class LocalBackend:
-    """This machine. Everything that a command starts is gone when it is over, and what it may write is confined."""
+    """This machine.
+
+    Everything that a command starts is gone when it is over, and what it may write is confined.
+    """
 
     output_cap_bytes: int = 8 << 20
     """Of stdout and of stderr, each: half of it from the beginning, half from the end."""
@@ -66,15 +75,17 @@ class LocalBackend:
     """Between TERM and KILL, at a timeout or an interruption."""
     confine: bool = True
     """Whether to use Landlock where the kernel has it."""
+    capabilities: tuple[str, ...] = ()
+    """What commands keep of the powers of root, if we are root: `perfmon`, `sys_admin` or others."""
     shared_memory: bool = True
-    """Whether commands may use /dev/shm, as POSIX semaphores (Python's multiprocessing) and databases do."""
+    """Whether commands may use /dev/shm, as databases and Python's multiprocessing do."""
     lock_path: str = "/"
     """What is locked while measuring; one per machine."""
     _pool: "Pool" = field(init=False, eq=False, repr=False)
 
     @_pool.default
     def _new_pool(self) -> "Pool":
-        pool = Pool()
+        pool = Pool(self.confines, self.capabilities)
         finalize(self, pool.close)  # at the latest when the interpreter ends
         return pool
 
@@ -105,7 +116,10 @@ class LocalBackend:
             raise failure
 
     async def observe(self) -> Mapping[str, Any]:
-        """See `aiopt.protocols.Backend.observe`. `write confinement` says how commands are confined, or why not."""
+        """See `aiopt.protocols.Backend.observe`.
+
+        `write confinement` says how commands are confined, or why they are not.
+        """
         reason = _landlock.missing() if self.confine else "switched off: confine = false"
         confinement = f"none ({reason})" if reason else f"landlock (interface {_landlock.abi()})"
         return {**await _host.observe(), "write confinement": confinement}
@@ -119,7 +133,10 @@ class LocalBackend:
         return _host.host_lock("measuring", self.lock_path)
 
     async def kill_remains(self, marker: str, supervisors: Sequence[ProcessRef]) -> int:
-        """See `aiopt.protocols.Backend.kill_remains`. Matches every marker that begins with `marker`."""
+        """See `aiopt.protocols.Backend.kill_remains`.
+
+        Every marker that begins with `marker` counts; an empty one stands for none.
+        """
         return await to_thread.run_sync(kill_remains, marker, supervisors)
 
     @property
@@ -129,7 +146,10 @@ class LocalBackend:
 
 
 class LocalWorkspace:
-    """Source and harness in place, run folders in the scratch folder. Made by `LocalBackend.open`."""
+    """Source and harness in place, run folders in the scratch folder.
+
+    Made by `LocalBackend.open`.
+    """
 
     def __init__(
         self, backend: LocalBackend, spec: WorkspaceSpec, tasks: TaskGroup, pool: Pool
@@ -165,7 +185,10 @@ class LocalWorkspace:
         return self._run
 
     async def new_run(self, label: str) -> None:
-        """See `aiopt.protocols.Workspace.new_run`. The old folder goes, unless something still runs."""
+        """See `aiopt.protocols.Workspace.new_run`.
+
+        The old folder goes, unless something still runs.
+        """
         if self._run is not None:
             self._old_runs.append(self._run)
             self._run = None
@@ -195,7 +218,9 @@ class LocalWorkspace:
         return (self._source, self._harness, self.run_folder)
 
     async def put(self, local: Path, remote: str) -> None:
-        """See `aiopt.protocols.Workspace.put`. A relative path begins at `{source}`; links keep being links.
+        """See `aiopt.protocols.Workspace.put`.
+
+        A relative path begins at `{source}`; links keep being links.
 
         Raises:
             PermissionError: a link would lead out of the workspace.
@@ -203,7 +228,9 @@ class LocalWorkspace:
         await to_thread.run_sync(_files.put, local, self._path(remote), self._roots())
 
     async def get(self, remote: str, local: Path) -> None:
-        """See `aiopt.protocols.Workspace.get`. A relative path begins at `{source}`; links keep being links.
+        """See `aiopt.protocols.Workspace.get`.
+
+        A relative path begins at `{source}`; links keep being links.
 
         Raises:
             FileNotFoundError: nothing is there.
@@ -241,6 +268,7 @@ class LocalWorkspace:
     async def run(self, command: Command, sink: Sink) -> Completed:
         """See `aiopt.protocols.Workspace.run`."""
         supervisor = self._take()
+        shared = _shared_memory.entries()
         job: Job | None = None
         try:
             job = self._begin(supervisor, command, sink, tell=False)
@@ -256,10 +284,12 @@ class LocalWorkspace:
             if job is not None:
                 job.close()
             self._give_back(supervisor)
+            await self._sweep(shared)
 
     async def start(self, command: Command, sink: Sink) -> Service:
         """See `aiopt.protocols.Workspace.start`. `command.timeout` does not apply."""
         supervisor = self._take()
+        shared = _shared_memory.entries()
         try:
             job = self._begin(supervisor, command, sink, tell=True)
         except BaseException:
@@ -275,19 +305,27 @@ class LocalWorkspace:
             raise
         service = LocalService(job, pid)
         self._services.append(service)
-        self._tasks.start_soon(self._attend, service, supervisor)
+        self._tasks.start_soon(self._attend, service, supervisor, shared)
         return service
 
-    async def _attend(self, service: "LocalService", supervisor: Supervisor) -> None:
+    async def _attend(
+        self, service: "LocalService", supervisor: Supervisor, shared: frozenset[str]
+    ) -> None:
         with anyio.CancelScope(shield=True):  # `close` ends it
             try:
                 await service.attend()
             finally:
                 self._give_back(supervisor)
+                await self._sweep(shared)
                 service.over.set()
 
+    async def _sweep(self, before: frozenset[str]) -> None:
+        if _shared_memory.entries() - before:
+            with anyio.CancelScope(shield=True):
+                await to_thread.run_sync(_shared_memory.remove_leftovers, before)
+
     def _supervise(self) -> Supervisor:
-        return self._pool.take(self._backend.confines)
+        return self._pool.take()
 
     def _take(self) -> Supervisor:
         supervisor = self._idle.pop() if self._idle else self._supervise()
@@ -347,7 +385,7 @@ class LocalWorkspace:
     def _allowed_writes(self) -> int:
         """A Landlock ruleset, kept until the next run folder."""
         if self._ruleset is None:
-            shared = [_SHARED_MEMORY] if self._backend.shared_memory else []
+            shared = [_shared_memory.FOLDER] if self._backend.shared_memory else []
             writable = [self.expand(path) for path in self._spec.writable]
             for path in writable:
                 os.makedirs(path, exist_ok=True)
