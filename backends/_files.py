@@ -10,10 +10,11 @@ import stat
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from anyio import to_thread
+
+from aiopt.errors import BackendError
 
 __all__ = ["digest", "get", "put", "remove"]
 
@@ -64,26 +65,32 @@ def get(remote: Path, local: Path, roots: Sequence[str]) -> None:
     _copy(remote, local)
 
 
+def _git(tree: Path, home: str, *arguments: str) -> bytes:
+    env = {"PATH": os.environ.get("PATH", os.defpath), "HOME": home}
+    env |= {"GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": os.devnull}
+    done = subprocess.run(["git", *arguments], check=False, capture_output=True, cwd=tree, env=env)
+    if done.returncode:
+        raise BackendError(f"git {arguments[-1]}: {done.stderr.decode(errors='replace').strip()}")
+    return done.stdout
+
+
 def digest(tree: Path, patterns: Sequence[str]) -> tuple[str, int]:
     """One sha256 over the files of `tree` that match, and how many they are.
 
     git itself interprets the patterns, as those of a .gitignore. Of each file, in the order of its
     path: path, whether it is executable, and content; of a link its target.
+
+    Raises:
+        BackendError: git failed.
     """
     with tempfile.NamedTemporaryFile("w", suffix=".patterns") as file:
         file.write("".join(f"{pattern}\n" for pattern in patterns))
         file.flush()
         # An empty repository, so that neither an index nor .gitignore files of the tree have a say.
         with tempfile.TemporaryDirectory() as empty:
-            git = ["git", "--git-dir", empty, "--work-tree", str(tree)]
-            quiet = {"GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": os.devnull, "HOME": empty}
-            env = {"PATH": os.environ.get("PATH", os.defpath), **quiet}
-            run = partial(
-                subprocess.run, text=False, check=True, capture_output=True, cwd=tree, env=env
-            )
-            run(["git", "init", "--quiet", "--bare", "--template=", empty])
-            ask = [*git, "ls-files", "-z", "--others", "--ignored", f"--exclude-from={file.name}"]
-            listed = bytes(run(ask))
+            ask = f"ls-files -z --others --ignored --exclude-from={file.name}".split()
+            _git(tree, empty, "init", "--quiet", "--bare", "--template=", empty)
+            listed = _git(tree, empty, "--git-dir", empty, "--work-tree", str(tree), *ask)
     names = sorted(name for name in listed.split(b"\0") if name)
     total = hashlib.sha256()
     for name in names:

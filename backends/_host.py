@@ -177,7 +177,8 @@ async def host_lock(
 ) -> AsyncIterator[None]:
     """Measuring excludes everybody else on this host, building only measurements.
 
-    Ends with the process, however that ends. Not re-entrant: a task that measures and asks to build waits for itself.
+    Ends with the process, however that ends. Not re-entrant: a task that measures and asks to
+    build waits for itself.
 
     Raises:
         BackendUnavailable: `path` cannot be locked.

@@ -111,8 +111,9 @@ def _kill(pid: int, number: int, wanted: bytes | None) -> bool:
 def kill_remains(marker: str, supervisors: Iterable[ProcessRef]) -> int:
     """Kill what carries a marker that begins with `marker`, and what is below the supervisors.
 
-    Again and again, until nothing is left. An empty marker matches nothing. Never kills this process or its ancestors. Returns how many
-    processes were killed; a supervisor itself does not count.
+    Again and again, until nothing is left. An empty marker matches nothing. Never kills this
+    process or its ancestors. Returns how many processes were killed; a supervisor itself does not
+    count.
 
     Raises:
         BackendError: something was still there after 30 seconds.

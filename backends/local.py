@@ -6,7 +6,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 from weakref import finalize
@@ -16,50 +16,21 @@ from anyio import to_thread
 from anyio.abc import ByteStream, TaskGroup
 from attrs import field, frozen
 
-from aiopt.errors import BackendError, BackendUnavailable, CommandTimeout
+from aiopt.errors import BackendUnavailable, CommandTimeout
 from aiopt.events import ProcessRef
 from aiopt.protocols import Command, Completed, Service, Sink, Workspace, WorkspaceSpec
 
 from . import _files, _host, _landlock, _shared_memory
 from ._job import Job, Supervisor
+from ._pool import Pool
 from ._remains import kill_remains
+from ._service import LocalService
 
 __all__ = ["LocalBackend", "LocalService", "LocalWorkspace"]
 
 _PASSED = re.compile(r"PATH|LANG|LC_[A-Z]+|TZ")
 _PLACEHOLDER = re.compile(r"\{(source|harness|run)\}")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/tty")
-_KEPT_SUPERVISORS = 4
-
-
-class Pool:
-    """Supervisors that wait for work; starting one costs ten times what a command costs.
-
-    They hold nothing while they wait, no lease and no lock, and they end when the controller does.
-    """
-
-    def __init__(self, isolate: bool, capabilities: Sequence[str]) -> None:
-        self._isolate = isolate
-        self._capabilities = tuple(capabilities)
-        self._idle: list[Supervisor] = []
-
-    def __reduce__(self) -> "tuple[type[Pool], tuple[bool, tuple[str, ...]]]":
-        return Pool, (self._isolate, self._capabilities)
-
-    def take(self) -> Supervisor:
-        if self._idle:
-            return self._idle.pop()
-        return Supervisor(isolate=self._isolate, capabilities=self._capabilities)
-
-    def give(self, supervisor: Supervisor) -> None:
-        if supervisor.usable and len(self._idle) < _KEPT_SUPERVISORS:
-            self._idle.append(supervisor)
-        else:
-            supervisor.close()
-
-    def close(self) -> None:
-        while self._idle:
-            self._idle.pop().close()
 
 
 @frozen(kw_only=True, weakref_slot=True)
@@ -76,7 +47,7 @@ class LocalBackend:
     confine: bool = True
     """Whether to use Landlock where the kernel has it."""
     capabilities: tuple[str, ...] = ()
-    """What commands keep of the powers of root, if we are root: `perfmon`, `sys_admin` or others."""
+    """What commands keep of the powers of root, if we are root: `perfmon`, `sys_admin`, ..."""
     shared_memory: bool = True
     """Whether commands may use /dev/shm, as databases and Python's multiprocessing do."""
     lock_path: str = "/"
@@ -411,54 +382,3 @@ class LocalWorkspace:
         if self._run is not None:
             self._old_runs.append(self._run)
         await self._clean()
-
-
-class LocalService:
-    """A command that lives while others run. Made by `LocalWorkspace.start`."""
-
-    def __init__(self, job: Job, pid: int) -> None:
-        self._job = job
-        self._pid = pid
-        self._asked = False
-        self.over = anyio.Event()
-        self._failure: Exception | None = None
-
-    @property
-    def pid(self) -> int:
-        """See `aiopt.protocols.Service.pid`."""
-        return self._pid
-
-    def exited(self) -> bool:
-        """See `aiopt.protocols.Service.exited`."""
-        return not self._asked and (self._job.outcome is not None or self._failure is not None)
-
-    async def stop(self, grace: float = 5.0) -> Completed:
-        """See `aiopt.protocols.Service.stop`.
-
-        Raises:
-            SessionLost: its supervisor went away; what it left has been killed.
-        """
-        await self.end(grace)
-        if self._failure is not None:
-            raise self._failure
-        if self._job.outcome is None:
-            raise BackendError(f"service {self._pid} ended without a result")
-        return self._job.outcome
-
-    async def end(self, grace: float) -> None:
-        """Like `stop`, but says nothing about how it went."""
-        if not self.exited():
-            self._asked = True
-            self._job.end_soon(grace)
-        await self.over.wait()
-
-    async def attend(self) -> None:
-        """Pass its output on until it is over; what goes wrong is raised by `stop`."""
-        try:
-            await self._job.finished()
-        except Exception as error:
-            self._failure = error
-            with suppress(BackendError):  # the first reason is the one to tell
-                await self._job.kill(0)
-        finally:
-            self._job.close()
