@@ -89,9 +89,7 @@ def _problems(error: Exception) -> list[tuple[str, str]]:
 def _describe(error: BaseException, kind: type[Any] | None) -> str:
     match error:
         case ForbiddenExtraKeysError():
-            known = ", ".join(
-                attribute.alias or attribute.name for attribute in fields(error.cl)
-            )
+            known = ", ".join(attribute.alias or attribute.name for attribute in fields(error.cl))
             return f"unknown {', '.join(sorted(error.extra_fields))}; known are {known}"
         case KeyError():
             return "missing"

@@ -1,7 +1,8 @@
 """Every exception that aiopt raises on purpose.
 
     AiOptError                  printed without a traceback, exit code 1
-      ConfigError               target.toml, aiopt.toml or arguments; all problems at once; exit code 2
+      ConfigError               target.toml, aiopt.toml or arguments; all problems at once; exit
+      code 2
       PluginError
         UnknownPluginError      nothing by that name: says what there is and what to install
         PluginLoadError         found, but it does not import or does not fit its protocol
@@ -17,7 +18,8 @@
         CommandTimeout          a command ran into its timeout (also a TimeoutError)
       PatchError
         PatchDoesNotApply
-        PatchOutOfScope         touches what the target does not offer for editing, or escapes the tree
+        PatchOutOfScope         touches what the target does not offer for editing, or escapes the
+        tree
       PrerequisiteError         a missing tool or permission, with the command that fixes it
 
 Failed builds, failed tests and crashed workloads are events, not exceptions.

@@ -1,7 +1,9 @@
 """Comparable numbers for candidates: always folded from the runs, never logged.
 
-The one measure here is the weighted mean of log cost ratios against the incumbent, direction-aware, so positive is better and
-a change of units changes nothing. A candidate that was not measured has no number but a reason, so it can never outrank one
+The one measure here is the weighted mean of log cost ratios against the incumbent,
+direction-aware, so positive is better and
+a change of units changes nothing. A candidate that was not measured has no number but a reason, so
+it can never outrank one
 that was.
 """
 
@@ -25,7 +27,8 @@ class Fitness:
     high: float
     pairs: int
     missing: tuple[str, ...]
-    """Metrics with a weight that this candidate was not measured on; the others were renormalised."""
+    """Metrics with a weight that this candidate was not measured on; the others were renormalised.
+    """
 
 
 @frozen(kw_only=True)

@@ -1,6 +1,8 @@
-"""The pairs: incumbent and candidate side by side, in the order of a coin that is logged before the first of the two runs.
+"""The pairs: incumbent and candidate side by side, in the order of a coin that is logged before
+the first of the two runs.
 
-Each run starts everything anew. Nobody else builds or measures on the machine while a pair runs. A pair is repeated, in the
+Each run starts everything anew. Nobody else builds or measures on the machine while a pair runs. A
+pair is repeated, in the
 same order, only if it was interrupted or the incumbent itself failed in it, never for its values.
 """
 
@@ -167,7 +169,9 @@ def outcome_of(
 
 
 def _not_positive(execution: Execution, target: Target) -> list[Problem]:
-    """What is compared by its ratio must be above 0; a 0 there is a failed reading, not a record."""
+    """What is compared by its ratio must be above 0; a 0 there is a failed reading, not a
+    record.
+    """
     return [
         Problem(name, f"{value:g}", None, "must be above 0: it is compared by ratio")
         for name, metric in target.metrics.items()
@@ -203,7 +207,8 @@ async def profile_runs(
 ) -> None:
     """One run for each profiler, under the first workload; its timing is never used.
 
-    Whatever keeps a profiler from giving evidence is an event with the reason, not a number and not an exception.
+    Whatever keeps a profiler from giving evidence is an event with the reason, not a number and
+    not an exception.
     """
     workload = target.main_workloads[0]
     for name, profiler in profilers.items():

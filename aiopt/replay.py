@@ -1,7 +1,10 @@
-"""The fold: what a log's events add up to, and what other weights or another rule would make of them.
+"""The fold: what a log's events add up to, and what other weights or another rule would make of
+them.
 
-`step` is pure but for one thing: it updates the containers of the state that it is given, which the fold owns (copying them
-would make a long log quadratic). No clock, no randomness, no I/O. The live campaign, `aiopt replay`, the export and the tests
+`step` is pure but for one thing: it updates the containers of the state that it is given, which
+the fold owns (copying them
+would make a long log quadratic). No clock, no randomness, no I/O. The live campaign, `aiopt
+replay`, the export and the tests
 call this same function, so a live state always equals the fold of what was written.
 """
 
@@ -24,6 +27,7 @@ from aiopt.events import (
     ExperimentFinished,
     ExperimentStarted,
     GateFailed,
+    GatePassed,
     IncumbentChanged,
     PairScheduled,
     PairVoided,
@@ -128,7 +132,9 @@ class CampaignState:
                 yield proposal
 
     def cut_off_stages(self) -> Iterator[StageStarted]:
-        """Stages that were started and not finished, in this campaign's stream and its experiments'."""
+        """Stages that were started and not finished, in this campaign's stream and its
+        experiments'.
+        """
         yield from self.open_stages.values()
         for experiment in self.experiments.values():
             yield from experiment.open_stages.values()
@@ -231,8 +237,10 @@ def _experiment_step(
             experiment.open_stages.pop((event.stage, event.attempt, event.run), None)
             experiment.seconds += event.seconds
         case ArtifactBuilt():
-            experiment.artifact = event.digest
+            experiment.artifact, experiment.gates = event.digest, []
             experiment.facts.append(event)
+        case GatePassed():
+            experiment.gates.append(event.gate)
         case GateFailed() | PairScheduled() | RunMeasured() | PairVoided():
             experiment.facts.append(event)
         case VerdictReached():

@@ -1,6 +1,7 @@
 """`aiopt.toml` and the options of the command line: how a campaign is to be run.
 
-Everything that changes what a campaign does is logged with `CampaignStarted`, and a resume uses what was logged.
+Everything that changes what a campaign does is logged with `CampaignStarted`, and a resume uses
+what was logged.
 """
 
 import tomllib

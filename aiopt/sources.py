@@ -1,22 +1,23 @@
 """Source trees: one private git repository per log, and one checked-out tree per candidate.
 
-The repository lies beside the log, in a folder that can be deleted at any time: commits and trees are named by their content,
-so preparing the same source again gives the same names. A candidate's tree contains no `.git` at all: the index is kept
-outside and every git command names repository, index and tree explicitly. Code under test can therefore neither rewrite
-history nor lead a later git command of ours into a repository of its own, whose configuration would be executed.
+The repository lies beside the log, in a folder that can be deleted at any time: commits and trees
+are named by their content,
+so preparing the same source again gives the same names. A candidate's tree contains no `.git` at
+all: the index is kept
+outside and every git command names repository, index and tree explicitly. Code under test can
+therefore neither rewrite
+history nor lead a later git command of ours into a repository of its own, whose configuration
+would be executed.
 """
 
 import hashlib
 import os
 import shutil
-import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import anyio
-import anyio.to_thread
 from attrs import frozen
-from pathspec import GitIgnoreSpec
 
 from aiopt.candidate import CanonicalPatch, scope_problems
 from aiopt.errors import (
@@ -28,7 +29,7 @@ from aiopt.errors import (
 )
 from aiopt.target import Scope
 
-__all__ = ["SourceRepository", "files_digest", "remove_tree"]
+__all__ = ["SourceRepository", "remove_tree"]
 
 # Dates and names are fixed: the commit of a source depends on its content alone.
 _IDENTITY = {
@@ -81,8 +82,6 @@ class SourceRepository:
                 command, input=stdin, check=False, cwd=cwd, env=environment
             )
         except FileNotFoundError:
-            if cwd is not None and not cwd.is_dir():
-                raise
             raise PrerequisiteError("git is not installed", "apt-get install git") from None
         ran = _Ran(
             code=done.returncode,
@@ -93,17 +92,24 @@ class SourceRepository:
             raise AiOptError(f"{' '.join(command)}: exit {ran.code}: {ran.stderr}")
         return ran
 
+    def _exists(self) -> bool:
+        return (self._git_dir / "HEAD").exists()
+
     async def _create(self) -> None:
-        if not (self._git_dir / "HEAD").exists():
-            self._git_dir.mkdir(parents=True, exist_ok=True)
+        if not self._exists():
+            self._make_folders()
             await self._git("init", "--quiet", "--bare", str(self._git_dir))
+
+    def _make_folders(self) -> None:
+        self._git_dir.mkdir(parents=True, exist_ok=True)
         self._indexes.mkdir(parents=True, exist_ok=True)
 
     async def import_folder(self, folder: Path) -> tuple[str, str]:
-        """Commit and tree of a folder's files (what its .gitignore files leave), deterministically."""
+        """Commit and tree of a folder's files (what its .gitignore files leave),
+        deterministically.
+        """
         await self._create()
-        env = {"GIT_INDEX_FILE": str(self._indexes / "import")}
-        Path(env["GIT_INDEX_FILE"]).unlink(missing_ok=True)
+        env = self._fresh_index(folder)
         await self._git(f"--work-tree={folder}", "add", "--all", ".", cwd=folder, env=env)
         tree = (await self._git("write-tree", env=env)).stdout.decode().strip()
         message = b"Source as imported by aiopt\n"
@@ -142,28 +148,35 @@ class SourceRepository:
         return commit, tree
 
     async def has(self, commit: str) -> bool:
-        if not (self._git_dir / "HEAD").exists():
+        if not self._exists():
             return False
         return (await self._git("cat-file", "-e", f"{commit}^{{commit}}", check=False)).code == 0
 
+    def _index(self, folder: Path) -> Path:
+        return self._indexes / hashlib.sha256(str(folder).encode()).hexdigest()[:16]
+
     def _env(self, folder: Path) -> dict[str, str]:
-        name = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
-        return {"GIT_INDEX_FILE": str(self._indexes / name)}
+        return {"GIT_INDEX_FILE": str(self._index(folder))}
+
+    def _fresh_index(self, folder: Path) -> dict[str, str]:
+        self._index(folder).unlink(missing_ok=True)
+        return self._env(folder)
+
+    def _is_checked_out(self, folder: Path) -> bool:
+        return folder.is_dir() and self._index(folder).exists()
 
     async def check_out(self, commit: str, folder: Path) -> None:
         """Fill an empty folder with the files of a commit."""
-        remove_tree(folder)
-        folder.mkdir(parents=True)
-        env = self._env(folder)
-        Path(env["GIT_INDEX_FILE"]).unlink(missing_ok=True)
+        _make_empty(folder)
+        env, tree = self._fresh_index(folder), f"--work-tree={folder}"
         await self._git("read-tree", commit, env=env)
-        await self._git(f"--work-tree={folder}", "checkout-index", "--all", "--index", cwd=folder, env=env)
+        await self._git(tree, "checkout-index", "--all", "--index", cwd=folder, env=env)
 
     async def apply(self, folder: Path, patch: CanonicalPatch, scope: Scope) -> str:
         """Apply a patch to a checked-out tree; returns the id of the tree that results.
 
-        A patch whose context has moved is merged three-way where its index lines allow that. The scope is checked again on
-        what git changed.
+        A patch whose context has moved is merged three-way where its index lines allow that. The
+        scope is checked again on what git changed.
 
         Raises:
             PatchDoesNotApply: with git's words.
@@ -204,10 +217,12 @@ class SourceRepository:
         return tree
 
     async def is_unchanged(self, folder: Path) -> bool:
-        """Whether the tracked files of a checked-out tree are still what was checked out and applied."""
-        env = self._env(folder)
-        if not folder.is_dir() or not Path(env["GIT_INDEX_FILE"]).exists():
+        """Whether the tracked files of a checked-out tree are still what was checked out and
+        applied.
+        """
+        if not self._is_checked_out(folder):
             return False
+        env = self._env(folder)
         done = await self._git(
             f"--work-tree={folder}", "diff-files", "--quiet", cwd=folder, env=env, check=False
         )
@@ -230,25 +245,9 @@ def _parse_raw_diff(raw: bytes) -> tuple[tuple[str, ...], frozenset[str]]:
     return tuple(paths), frozenset(modes)
 
 
-async def files_digest(folder: Path, patterns: Sequence[str]) -> tuple[str, int]:
-    """One sha256 over the matching files of a folder (names, executable bits, contents), and how many they are.
-
-    Links are taken as their text and never followed.
-    """
-
-    def compute() -> tuple[str, int]:
-        spec = GitIgnoreSpec.from_lines(patterns)
-        total, count = hashlib.sha256(b"aiopt artifact 1"), 0
-        for path in sorted(spec.match_tree_files(folder, follow_links=False)):
-            file = folder / path
-            mode = file.lstat().st_mode
-            content = os.readlink(file).encode() if stat.S_ISLNK(mode) else file.read_bytes()
-            total.update(f"{len(path)}:{path}:{int(bool(mode & 0o111))}:".encode())
-            total.update(hashlib.sha256(content).digest())
-            count += 1
-        return total.hexdigest(), count
-
-    return await anyio.to_thread.run_sync(compute)
+def _make_empty(folder: Path) -> None:
+    remove_tree(folder)
+    folder.mkdir(parents=True)
 
 
 def remove_tree(folder: Path) -> None:

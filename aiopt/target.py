@@ -1,6 +1,7 @@
 """`target.toml`: what a codebase offers to be changed, how it is built, checked and measured.
 
-`parse_target` is pure and reports all problems at once, each with its path; `load_target` reads a folder. Nothing here runs
+`parse_target` is pure and reports all problems at once, each with its path; `load_target` reads a
+folder. Nothing here runs
 anything.
 """
 
@@ -50,7 +51,9 @@ USAGE_METRICS = {
 
 @frozen(kw_only=True)
 class Source:
-    """Where the code comes from: exactly one of a folder, a git repository, or a script that fetches it."""
+    """Where the code comes from: exactly one of a folder, a git repository, or a script that
+    fetches it.
+    """
 
     path: str | None = None
     git: str | None = None
@@ -62,7 +65,9 @@ class Source:
 
 @frozen(kw_only=True)
 class Scope:
-    """Which files patches may touch: gitignore-style patterns, relative to the root of the source."""
+    """Which files patches may touch: gitignore-style patterns, relative to the root of the
+    source.
+    """
 
     editable: tuple[str, ...]
 
@@ -79,14 +84,18 @@ class Artifact:
 
 @frozen(kw_only=True)
 class Harness:
-    """The target's own files that stages need; everything in the folder but `exclude` and the source."""
+    """The target's own files that stages need; everything in the folder but `exclude` and the
+    source.
+    """
 
     exclude: tuple[str, ...] = ("/patches/", "*.md", "/Dockerfile", "/k8s/", "__pycache__/")
 
 
 @frozen(kw_only=True)
 class Ready:
-    """How to know that a service answers: one of a line on its standard output, an open port, an HTTP path."""
+    """How to know that a service answers: one of a line on its standard output, an open port, an
+    HTTP path.
+    """
 
     line: str | None = None
     """A regular expression, searched in each line."""
@@ -97,7 +106,9 @@ class Ready:
 
 @frozen(kw_only=True)
 class Stage:
-    """One step of an experiment. A list is executed as it is, `./x` meaning a file of the target; a string goes to `sh -c`."""
+    """One step of an experiment. A list is executed as it is, `./x` meaning a file of the target;
+    a string goes to `sh -c`.
+    """
 
     run: tuple[str, ...] | str
     timeout: float = 600.0
@@ -137,8 +148,10 @@ class Stages:
 class Metric:
     """One measured value.
 
-    A *primary* decides: one of them must get better. No primary may get worse by more than its `margin` (a fraction), nor may
-    a *guard*; a guard with a `limit` must stay within it in every run. `info` is only recorded. A *digest* is a text that
+    A *primary* decides: one of them must get better. No primary may get worse by more than its
+    `margin` (a fraction), nor may
+    a *guard*; a guard with a `limit` must stay within it in every run. `info` is only recorded. A
+    *digest* is a text that
     must be the same for incumbent and candidate.
     """
 
@@ -161,7 +174,9 @@ class Metric:
 
 @frozen(kw_only=True)
 class Workload:
-    """One way to exercise the program. On a guard workload no primary may get worse by more than `margin`."""
+    """One way to exercise the program. On a guard workload no primary may get worse by more than
+    `margin`.
+    """
 
     env: Mapping[str, str] = field(factory=dict)
     guard: bool = False
@@ -295,9 +310,9 @@ def _metric_problems(target: Target) -> Iterator[tuple[str, str]]:
         yield "metrics", 'none has role = "primary": nothing could decide'
     for name, metric in target.metrics.items():
         path = f"metrics.{name}"
-        if metric.kind == "digest":
-            if metric.role != "info" or metric.margin is not None or metric.limit is not None:
-                yield path, "a digest must be equal; role, margin and limit do not apply"
+        compared = metric.role != "info" or metric.margin is not None or metric.limit is not None
+        if metric.kind == "digest" and compared:
+            yield path, "a digest must be equal; role, margin and limit do not apply"
         if metric.margin is not None and metric.margin <= 0:
             yield f"{path}.margin", f"{metric.margin:g}: a fraction above 0, such as 0.05"
         if metric.margin is not None and metric.role == "info":
@@ -320,7 +335,8 @@ def load_target(folder: Path) -> Target:
     """The target in a folder.
 
     Raises:
-        ConfigError: there is no target.toml, or it has problems, or files that it names are missing.
+        ConfigError: there is no target.toml, or it has problems, or files that it names are
+        missing.
     """
     file = folder / "target.toml"
     try:

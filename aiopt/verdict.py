@@ -1,13 +1,20 @@
-"""The decision: from the raw events of one experiment to a verdict, or to the next pair that is needed.
+"""The decision: from the raw events of one experiment to a verdict, or to the next pair that is
+needed.
 
-`decide` is pure: no clock, no I/O, no global randomness, so a verdict can be reproduced, and questioned under other
-parameters, from the log alone. `Judge` is the same function as a stepper: ask for the next pair, tell the events of its runs,
+`decide` is pure: no clock, no I/O, no global randomness, so a verdict can be reproduced, and
+questioned under other
+parameters, from the log alone. `Judge` is the same function as a stepper: ask for the next pair,
+tell the events of its runs,
 read the verdict; real campaigns and simulations both drive it.
 
-The one rule here, `signed-rank`, is a test at a fixed number of pairs. Each pair ran its two arms side by side in the order
-of a coin that was logged first, so if the candidate changes nothing, the sign of each log ratio is a fair coin whatever the
-noise of the machine, and the exact one-sided signed-rank test holds its level. A primary is improved if the test rejects
-"better by at most `delta0`" at `alpha` shared among the primaries (Bonferroni). Guards, and the primaries that did not
+The one rule here, `signed-rank`, is a test at a fixed number of pairs. Each pair ran its two arms
+side by side in the order
+of a coin that was logged first, so if the candidate changes nothing, the sign of each log ratio is
+a fair coin whatever the
+noise of the machine, and the exact one-sided signed-rank test holds its level. A primary is
+improved if the test rejects
+"better by at most `delta0`" at `alpha` shared among the primaries (Bonferroni). Guards, and the
+primaries that did not
 improve, are non-inferiority tests on the same pairs.
 """
 
@@ -87,7 +94,9 @@ class WorkloadRule:
 
 @frozen(kw_only=True)
 class RuleParams:
-    """The parameters of a rule, fixed before the campaign starts. Effects are natural logs of cost ratios."""
+    """The parameters of a rule, fixed before the campaign starts. Effects are natural logs of cost
+    ratios.
+    """
 
     metrics: Mapping[str, MetricRule]
     workloads: Mapping[str, WorkloadRule]
@@ -102,7 +111,9 @@ class RuleParams:
     guard_alpha: float = 0.05
     regression_alpha: float = 0.10
     weights: Mapping[str, float] = field(factory=dict)
-    """If given, one composite decides in place of the primaries: the weighted mean of their log ratios."""
+    """If given, one composite decides in place of the primaries: the weighted mean of their log
+    ratios.
+    """
     audit_pairs: int = 8
 
     @property
@@ -210,7 +221,9 @@ class Pair:
 
 
 def pairs_of(events: Iterable[Event], purpose: PairPurpose, workload: str) -> list[Pair]:
-    """The complete pairs of one purpose and workload that were not voided, in order of their index."""
+    """The complete pairs of one purpose and workload that were not voided, in order of their
+    index.
+    """
     runs: dict[tuple[int, int], dict[str, RunMeasured]] = {}
     void: set[tuple[int, int]] = set()
     for event in events:
@@ -298,7 +311,9 @@ def _effect(
 def effects_of(
     params: RuleParams, events: Sequence[Event], purpose: PairPurpose
 ) -> tuple[Effect, ...]:
-    """Estimate and interval of every numeric metric under every workload that has pairs of this purpose."""
+    """Estimate and interval of every numeric metric under every workload that has pairs of this
+    purpose.
+    """
     found = []
     for workload in params.workloads:
         pairs = pairs_of(events, purpose, workload)
@@ -316,7 +331,9 @@ def effects_of(
 
 @frozen
 class SignedRank:
-    """The exact one-sided signed-rank test at a fixed number of pairs, curtailed when it can no longer reject."""
+    """The exact one-sided signed-rank test at a fixed number of pairs, curtailed when it can no
+    longer reject.
+    """
 
     id: str = "signed-rank"
     version: int = 1
@@ -334,9 +351,9 @@ class SignedRank:
         least = min(len(pairs) for pairs in screens.values())
         over_limit = _over_limit(params, screens)
         improved = any(effect.state == "improved" for effect in objectives)
-        if not improved and not over_limit and least < params.pairs:
-            if not self._hopeless(params, screens):
-                return _turn(params.main, screens, "screen", params.pairs)
+        undecided = not improved and not over_limit and least < params.pairs
+        if undecided and not self._hopeless(params, screens):
+            return _turn(params.main, screens, "screen", params.pairs)
         effects = [*objectives, *self._others(params, screens, objectives, improved)]
         if over_limit:
             return self._verdict("discard_regression", over_limit, effects)
@@ -381,7 +398,8 @@ class SignedRank:
     def _hopeless(self, params: RuleParams, screens: Mapping[str, Sequence[Pair]]) -> bool:
         """Whether no objective could still reject, whatever the remaining pairs bring.
 
-        Stopping then changes no decision, so it costs nothing of the level. Not before four pairs: fewer give no estimate.
+        Stopping then changes no decision, so it costs nothing of the level. Not before four pairs:
+        fewer give no estimate.
         """
         for pairs in screens.values():
             if len(pairs) < 4:
@@ -401,7 +419,9 @@ class SignedRank:
         objectives: Sequence[Effect],
         improved: bool,
     ) -> Iterator[Effect]:
-        """Guards and info metrics on the screen's pairs, and the primaries that did not improve, as guards."""
+        """Guards and info metrics on the screen's pairs, and the primaries that did not improve,
+        as guards.
+        """
         better = {(e.metric, e.workload) for e in objectives if e.state == "improved"}
         for workload, pairs in screens.items():
             for name, metric in params.metrics.items():
@@ -481,7 +501,8 @@ class SignedRank:
         if least < params.pairs:
             return (
                 "discard_no_effect",
-                f"stopped after {least} of {params.pairs} pairs: no outcome of the others could prove a gain",
+                f"stopped after {least} of {params.pairs} pairs: "
+                "no outcome of the others could prove a gain",
             )
         return "discard_no_effect", f"no gain proved in {least} pairs"
 
@@ -578,7 +599,8 @@ def decide(rule: str, params: RuleParams, events: Sequence[Event]) -> VerdictRea
 def next_pair(
     params: RuleParams, needs: NeedsMore, *, seed: int, number: int, attempt: int = 0
 ) -> PairScheduled:
-    """The pair that is needed, with its coin: a function of seed, proposal, purpose, workload and index alone.
+    """The pair that is needed, with its coin: a function of seed, proposal, purpose, workload and
+    index alone.
 
     A pair that is repeated (`attempt` above 0) keeps its order.
     """
@@ -604,7 +626,9 @@ def verdict_by(rule: str) -> Decider:
 
 
 def audit_of(baseline: str, final: str) -> Decider:
-    """Estimates of the final source against the baseline under every workload, from `audit_pairs` pairs of each."""
+    """Estimates of the final source against the baseline under every workload, from `audit_pairs`
+    pairs of each.
+    """
 
     def measured(params: RuleParams, events: Sequence[Event]) -> AuditMeasured | NeedsMore:
         pairs = {name: pairs_of(events, "audit", name) for name in params.workloads}
@@ -618,7 +642,9 @@ def audit_of(baseline: str, final: str) -> Decider:
 
 
 class Judge:
-    """One experiment, step by step: `next_pair`, then `tell` what was measured, until there is an `outcome`."""
+    """One experiment, step by step: `next_pair`, then `tell` what was measured, until there is an
+    `outcome`.
+    """
 
     def __init__(
         self,
