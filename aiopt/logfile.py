@@ -151,12 +151,17 @@ def row_hash(previous: bytes, row: Row) -> bytes:
 # ---- opening ----
 
 
-def explain(path: Path, error: sqlite3.Error | OSError) -> LogError:
-    """The exception of ours that says what SQLite or the system meant."""
+def explain(path: Path, error: sqlite3.Error | OSError | UnicodeDecodeError) -> LogError:
+    """The exception of ours that says what SQLite or the system meant.
+
+    A UnicodeDecodeError is what the sqlite3 module makes of a message about broken definitions.
+    """
     code = getattr(error, "sqlite_errorcode", None) or 0
     if isinstance(error, OSError):
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         code = sqlite3.SQLITE_FULL if full else sqlite3.SQLITE_CANTOPEN
+    elif isinstance(error, UnicodeDecodeError):
+        code = sqlite3.SQLITE_CORRUPT
     elif code in (sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE):
         code = sqlite3.SQLITE_FULL  # a quota, a limit on file size
     elif code == sqlite3.SQLITE_IOERR_SHORT_READ or (code == 0 and "UTF-8" in str(error)):
@@ -227,19 +232,26 @@ def _connect(path: Path, uri: str, readonly: bool) -> tuple[Database, CorruptLog
     try:
         damage = None
         try:
-            (application,) = con.execute("PRAGMA application_id").fetchone()
-        except sqlite3.DatabaseError as error:
+            con.execute("SELECT 1 FROM sqlite_master LIMIT 0")
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             found = explain(path, error)
-            if not (readonly and isinstance(found, CorruptLogError)):
+            if not isinstance(found, CorruptLogError):
                 raise
+            if not readonly:
+                raise found from error
             damage = found
-            con.execute("PRAGMA writable_schema = ON")  # reads a file that is too short
-            (application,) = con.execute("PRAGMA application_id").fetchone()
+            con.execute("PRAGMA writable_schema = ON")  # reads what is too short or half broken
+        (application,) = con.execute("PRAGMA application_id").fetchone()
         (version,) = con.execute("PRAGMA user_version").fetchone()
         if application != APPLICATION_ID:
             raise CorruptLogError(
                 f"{path}: a SQLite file, but no aiopt log (application_id is {application},"
                 f" expected {APPLICATION_ID}); was another file put in its place?"
+            )
+        if version < 1:
+            raise CorruptLogError(
+                f"{path}: damaged (its format is {version}, expected 1 to {FORMAT});"
+                " restore it from a copy"
             )
         if version > FORMAT:
             raise LogVersionError(

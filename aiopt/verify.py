@@ -139,7 +139,7 @@ class _Check:
         except sqlite3.Error as error:
             self.report("sqlite", f"the definitions cannot be read: {error}")
             return
-        for key in sorted(expected.keys() | found.keys()):
+        for key in sorted(expected.keys() | found.keys(), key=str):
             kind, name = key
             if key not in found:
                 self.report("schema", f"{kind} {name} is missing: was it dropped?")
@@ -174,6 +174,11 @@ class _Check:
 
     def row(self, row: Row, known: bool) -> None:
         self.events += 1
+        kinds = Row.__annotations__
+        odd = [name for name, kind in kinds.items() if type(getattr(row, name)) is not kind]
+        if odd:
+            self.report("sqlite", f"seq {row.seq}: of the wrong type: {', '.join(odd)}")
+            return
         if not known:
             self.report("writer", f"its writer {row.writer} is not in the table writer", row)
         wseq, previous = self.chains.get(row.writer, (0, genesis(row.writer)))
