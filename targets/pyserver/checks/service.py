@@ -97,15 +97,18 @@ class Client:
 
     def get(self, path: str, **query: Any) -> Any:
         status, data = self.exchange("GET", path, None, query)
-        assert status == 200, (path, query, status, data)
+        if status != 200:
+            raise AssertionError(f"GET {path} {query}: {status} {data}")
         return data
 
     def post(self, path: str, body: Any) -> Any:
         status, data = self.exchange("POST", path, body, {})
-        assert status == 200, (path, status, data)
+        if status != 200:
+            raise AssertionError(f"POST {path}: {status} {data}")
         return data
 
     def refused(self, method: str, path: str, body: Any = None, **query: Any) -> tuple[int, str]:
         status, data = self.exchange(method, path, body, query)
-        assert status != 200, (path, query, data)
+        if status == 200:
+            raise AssertionError(f"{method} {path} {query} was not refused: {data}")
         return status, data["error"]

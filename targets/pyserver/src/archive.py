@@ -11,6 +11,13 @@ FIRST_DAY = datetime.date(2023, 1, 1)
 
 
 class Sale:
+    region: str
+    day: str
+    month: int
+    sku: str
+    units: int
+    cents: int
+
     def __init__(self, **fields: Any) -> None:
         self.__dict__.update(fields)
 
