@@ -4,6 +4,7 @@ Everything that changes what a campaign does is logged with `CampaignStarted`, a
 what was logged.
 """
 
+import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -95,7 +96,15 @@ def load_settings(file: Path | None) -> dict[str, Any]:
 
 
 def rule_params(target: Target, settings: Settings) -> dict[str, Any]:
-    """The parameters of the decision rule, complete, as they are logged."""
+    """The parameters of the decision rule, complete, as they are logged.
+
+    Where the number of pairs is not given it is 8, or more if the shared level needs more.
+    """
+    options = dict(settings.rule_options)
+    alpha = options.get("alpha", 0.01)
+    shared = len(target.primaries) * len(target.main_workloads)
+    if "pairs" not in options and isinstance(alpha, float) and 0 < alpha < 1:
+        options["pairs"] = max(8, math.ceil(math.log2(shared / alpha)))
     return {
         "metrics": {
             name: {
@@ -111,5 +120,5 @@ def rule_params(target: Target, settings: Settings) -> dict[str, Any]:
             name: {"guard": workload.guard, "margin": workload.margin}
             for name, workload in target.workloads.items()
         },
-        **settings.rule_options,
+        **options,
     }

@@ -128,7 +128,7 @@ class RuleParams:
     def objectives(self) -> Mapping[str, Mapping[str, float]]:
         """Name to weights: each primary by itself, or the composite."""
         if self.weights:
-            total = sum(abs(weight) for weight in self.weights.values())
+            total = sum(abs(weight) for weight in self.weights.values()) or 1.0
             return {"composite": {name: w / total for name, w in self.weights.items()}}
         return {
             name: {name: 1.0} for name, metric in self.metrics.items() if metric.role == "primary"
@@ -669,6 +669,11 @@ class Judge:
                 key = (event.purpose, event.workload, event.index)
                 self._attempts[key] = max(self._attempts.get(key, 0), event.attempt + 1)
         self._decided = None
+
+    @property
+    def events(self) -> Sequence[Event]:
+        """All that it was told."""
+        return tuple(self._events)
 
     def _now(self) -> Outcome | NeedsMore:
         if self._decided is None:
