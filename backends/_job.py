@@ -28,7 +28,7 @@ from ._remains import kill_remains, process_ref
 __all__ = ["Job", "Request", "Supervisor"]
 
 Request = Mapping[str, Any]
-"""`argv`, `env`, `cwd` and `stages_lock`, the last a path or empty."""
+"""`argv`, `env`, `cwd` and `files`: what to try to execute, in this order."""
 
 _SCRIPT = str(Path(__file__).with_name("_supervisor.py"))
 _KILL_SECONDS = 30.0
@@ -90,9 +90,10 @@ class Supervisor:
         descriptors: Sequence[int],
         *,
         lease: int | None,
+        locked: bool,
         tell: bool,
     ) -> None:
-        """Begin a command. `descriptors`: stdin, stdout, stderr and perhaps a ruleset.
+        """Begin a command. `descriptors`: stdin, stdout, stderr, perhaps a lock and a ruleset.
 
         `tell`: whether to reply with its process number.
 
@@ -105,9 +106,9 @@ class Supervisor:
             with open(body, "wb", closefd=False) as file:
                 file.write(marshal.dumps(dict(request)))
             os.lseek(body, 0, os.SEEK_SET)
-            head = marshal.dumps(("run", number, tell, lease is not None))
+            head = marshal.dumps(("run", number, tell, lease is not None, locked))
             leases = [] if lease is None else [lease]
-            socket.send_fds(self._link, [head], [body, *leases, *descriptors])
+            socket.send_fds(self._link, [head], [*leases, body, *descriptors])
         except (BrokenPipeError, ConnectionResetError) as error:
             raise self.lost() from error
         finally:
@@ -174,6 +175,7 @@ class Job:
         stdin: bytes,
         ruleset: int | None,
         lease: int | None,
+        lock: int | None,
         tell: bool,
         sink: Sink,
         cap: int,
@@ -199,8 +201,15 @@ class Job:
                     file.write(stdin)
                 os.lseek(source, 0, os.SEEK_SET)
             ends = [stream.write_end for stream in self._streams]
-            descriptors = [source, *ends, *([] if ruleset is None else [ruleset])]
-            supervisor.submit(number, request, descriptors, lease=lease, tell=tell)
+            optional = [descriptor for descriptor in (lock, ruleset) if descriptor is not None]
+            supervisor.submit(
+                number,
+                request,
+                [source, *ends, *optional],
+                lease=lease,
+                locked=lock is not None,
+                tell=tell,
+            )
             for stream in self._streams:
                 stream.handed_over()
                 self._poller.register(stream.read_end, select.EPOLLIN)

@@ -24,11 +24,13 @@ It must start fast (every experiment starts one): hence marshal instead of json,
 socket and signal, which do not import enum and re. Both ends of the socket are the same
 interpreter, and no command ever holds an end.
 
-    request    ("run", number) with descriptors: request, stdin, stdout, stderr[, ruleset]; ("kill",
-    number, grace seconds) reply      ("started", number, pid) if told to tell; ("failed", number,
-    text);
-               ("done", number, status, wall, cpu, peak rss bytes, involuntary switches, major
-               faults, strays killed)
+    request  ("run", number, tell, leased, locked) with descriptors: [lease,] request, stdin,
+             stdout, stderr[, stages lock][, ruleset]
+             ("kill", number, grace seconds)
+    reply    ("started", number, pid), if told to tell
+             ("done", number, status, wall, cpu, peak rss bytes, involuntary switches,
+              major faults, strays killed)
+             ("failed", number, text)
 """
 
 # ruff: noqa: SIM105  (contextlib costs start-up)
@@ -43,15 +45,20 @@ import marshal
 import os
 import resource
 import select
+import struct
 import sys
 import time
+
+TYPE_CHECKING = False  # typing costs start-up
+if TYPE_CHECKING:
+    from typing import Any
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NAME = 1, 4, 15
 _PR_CAPBSET_DROP = 24
 _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 36, 38
 _LANDLOCK_RESTRICT_SELF = 446
 _LOCK_DESCRIPTOR = 90
-_MOST_DESCRIPTORS = 6
+_MOST_DESCRIPTORS = 7
 
 # fmt: off
 _POWERS = {
@@ -82,12 +89,14 @@ def _restrict(ruleset: int) -> None:
 class Job:
     """The command that is running, and what has been used below it so far."""
 
-    def __init__(self, number: int, pid: int, began: float, trouble: int, lease: int) -> None:
+    def __init__(
+        self, number: int, pid: int, began: float, channel: _socket.socket, lease: int
+    ) -> None:
         self.number = number
         self.lease = lease
         self.pid = pid
         self.began = began
-        self.trouble = trouble
+        self.channel = channel
         self.status: int | None = None
         self.wall = 0.0
         self.cpu = 0.0
@@ -119,6 +128,7 @@ class Supervisor:
         self.atomic = scope >= 0 and self._enter(scope)
         self.terminated = False
         self.job: Job | None = None
+        self.ahead: tuple[int, _socket.socket] | None = None
         self.wake, wake_end = os.pipe()
         os.set_blocking(self.wake, False)
         os.set_blocking(wake_end, False)
@@ -144,6 +154,7 @@ class Supervisor:
         return False
 
     def serve(self) -> int:
+        self.ahead = self.fork_ahead()
         poller = select.poll()
         poller.register(self.link.fileno(), select.POLLIN)
         poller.register(self.wake, select.POLLIN)
@@ -166,16 +177,9 @@ class Supervisor:
 
     def obey(self) -> bool:
         """Take one message; False if the controller is gone."""
-        space = _socket.CMSG_SPACE(4 * _MOST_DESCRIPTORS)
-        try:
-            data, ancillary, _, _ = self.link.recvmsg(4096, space, _socket.MSG_CMSG_CLOEXEC)
-        except OSError as error:
-            if error.errno == errno.ECONNRESET:
-                return False
-            raise
+        data, descriptors = _receive(self.link)
         if not data:
             return False
-        descriptors = [fd for _, _, raw in ancillary for fd in memoryview(raw).cast("i")]
         message = marshal.loads(data)
         if message[0] == "run":
             self.begin(message, descriptors)
@@ -196,52 +200,67 @@ class Supervisor:
             self.terminated = True
 
     def begin(self, message: "tuple[object, ...]", descriptors: "list[int]") -> None:
-        _, number, tell, leased = message
-        with open(descriptors.pop(0), "rb") as file:
-            request = marshal.loads(file.read())
+        """Hand the request over to the child that was forked ahead."""
+        _, number, tell, leased, locked = message
         lease = descriptors.pop(0) if leased else -1
-        places = _places(request["argv"][0], request["env"].get("PATH", os.defpath))
-        lock = -1
-        if request["stages_lock"]:
-            # A description of its own: whoever unlocks it frees only this one.
-            lock = _shared_lock(request["stages_lock"])
-        trouble, trouble_end = os.pipe()
-        began = time.monotonic()
+        while True:
+            pid, channel = self.ahead or self.fork_ahead()
+            self.ahead = None
+            began = time.monotonic()
+            try:
+                raw = struct.pack(f"{len(descriptors)}i", *descriptors)
+                rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, raw)]
+                channel.sendmsg([b"locked" if locked else b"free"], rights)
+                break
+            except (BrokenPipeError, ConnectionResetError):
+                channel.close()  # somebody killed it while it waited
+                os.waitpid(pid, 0)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        self.job = Job(number, pid, began, channel, lease)  # type: ignore[arg-type]
+        if tell:
+            self.reply("started", number, pid)
+
+    def fork_ahead(self) -> "tuple[int, _socket.socket]":
+        """The process of the next command and the socket at which it waits for it.
+
+        A fork, with the pages that the child copies then, costs as much as all the rest, and there
+        is time for it between two commands.
+        """
+        channel, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         pid = os.fork()
         if pid == 0:
             try:
-                self.become(request, descriptors, lock, places)
+                channel.close()
+                self.become(theirs)
             except BaseException as error:
-                os.write(trouble_end, f"{type(error).__name__}: {error}".encode()[:2000])
+                theirs.send(f"{type(error).__name__}: {error}".encode()[:2000])
             finally:
                 os._exit(125)
-        self.job = Job(number, pid, began, trouble, lease)  # type: ignore[arg-type]
-        if tell:
-            self.reply("started", number, pid)
-        for descriptor in (trouble_end, *descriptors, *([lock] if lock >= 0 else [])):
-            os.close(descriptor)
+        theirs.close()
+        return pid, channel
 
-    def become(
-        self, request: "dict[str, object]", descriptors: "list[int]", lock: int, places: "list[str]"
-    ) -> None:
-        """In the child: turn into the command. Returns never; raises if the machinery fails.
-
-        Every line here touches pages that fork left shared, and so costs more than it looks: what
-        is the same for all commands was done once, in `main`, and is inherited.
-        """
+    def become(self, channel: _socket.socket) -> None:
+        """In the child: turn into the command. Returns never; raises if the machinery fails."""
         _prctl(_PR_SET_PDEATHSIG, 9)
         if os.getppid() != self.pid:
             os._exit(125)
         for number in self.ignored:
             signal.signal(number, signal.SIG_DFL)
         os.setsid()
+        data, descriptors = _receive(channel)
+        if not data:
+            os._exit(125)
+        with open(descriptors.pop(0), "rb") as file:
+            request = marshal.loads(file.read())
         for target, source in enumerate(descriptors[:3]):
             os.dup2(source, target)
-        if lock >= 0:
-            fcntl.fcntl(lock, fcntl.F_DUPFD, _LOCK_DESCRIPTOR)
-        if len(descriptors) > 3:
-            _restrict(descriptors[3])
-        _execute(request["argv"], request["env"], request["cwd"], places)  # type: ignore[arg-type]
+        del descriptors[:3]
+        if data == b"locked":
+            fcntl.fcntl(descriptors.pop(0), fcntl.F_DUPFD, _LOCK_DESCRIPTOR)
+        if descriptors:
+            _restrict(descriptors[0])
+        _execute(request)
 
     def advance(self, job: Job) -> None:
         """Reap what has ended; finish the command if it is over or its time is."""
@@ -252,13 +271,13 @@ class Supervisor:
         if not empty:
             self.clear()
         self.job = None
-        trouble = os.read(job.trouble, 4096)
-        os.close(job.trouble)
+        trouble = _receive(job.channel)[0]  # nothing, once it has executed
+        job.channel.close()
         if job.lease >= 0:
             os.close(job.lease)
         if trouble:
             self.reply("failed", job.number, trouble.decode(errors="replace"))
-            return
+            return  # and the controller lets go of us
         self.reply(
             "done",
             job.number,
@@ -270,6 +289,7 @@ class Supervisor:
             job.faults,
             job.strays,
         )
+        self.ahead = self.fork_ahead()
 
     def reap(self, job: "Job | None", killing: bool) -> bool:
         """Take everything that has ended; True if nothing is left below us."""
@@ -299,42 +319,28 @@ class Supervisor:
                 time.sleep(0.0005)
 
 
-def _shared_lock(path: str) -> int:
-    """A shared lock; fails after five seconds, since a waiting controller must not hang."""
-    lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    for attempt in range(1000):
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return lock
-        except BlockingIOError:
-            if attempt == 999:
-                raise
-            time.sleep(0.005)
-    return lock
+def _receive(link: _socket.socket) -> "tuple[bytes, list[int]]":
+    """One message and its descriptors; an empty one if the other side is gone."""
+    space = _socket.CMSG_SPACE(4 * _MOST_DESCRIPTORS)
+    try:
+        data, ancillary, _, _ = link.recvmsg(4096, space, _socket.MSG_CMSG_CLOEXEC)
+    except ConnectionResetError:
+        return b"", []
+    return data, [fd for _, _, raw in ancillary for fd in memoryview(raw).cast("i")]
 
 
-def _places(name: str, path: str) -> "list[str]":
-    """The files that `name` may mean, in the order in which to try them."""
-    if "/" in name:
-        return [name]
-    places = [f"{folder or '.'}/{name}" for folder in path.split(":")]
-    if not all(place.startswith("/") for place in places):
-        return places
-    # Trying to execute costs more than looking, and more yet in the child.
-    return [place for place in places if os.access(place, os.X_OK)] or places
-
-
-def _execute(argv: "list[str]", env: "dict[str, str]", cwd: str, places: "list[str]") -> None:
+def _execute(request: "Any") -> None:
     """Execute; if that fails say so and exit as a shell would."""
+    argv, cwd = request["argv"], request["cwd"]
     try:
         os.chdir(cwd)
     except OSError as error:
         os.write(2, f"aiopt: cannot enter {cwd}: {error.strerror}\n".encode())
         os._exit(127)
     reason = errno.ENOENT
-    for place in places:
+    for file in request["files"]:
         try:
-            os.execve(place, argv, env)
+            os.execve(file, argv, request["env"])
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR):
                 reason = error.errno or reason

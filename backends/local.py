@@ -1,5 +1,6 @@
 """Run on this machine, in place, each command under a supervisor of its own (see `_supervisor`)."""
 
+import fcntl
 import os
 import re
 import socket
@@ -322,24 +323,24 @@ class LocalWorkspace:
             raise ValueError(
                 f"{argv[0]!r}: a NUL character in its arguments, folder or environment"
             )
-        lock = self._spec.stages_lock
-        return Job(
-            supervisor,
-            self._commands,
-            {
-                "argv": argv,
-                "env": env,
-                "cwd": cwd,
-                "stages_lock": str(lock.resolve()) if lock else "",
-            },
-            stdin=command.stdin,
-            ruleset=self._allowed_writes() if self._backend.confines else None,
-            lease=self._spec.lease_fd,
-            tell=tell,
-            sink=sink,
-            cap=self._backend.output_cap_bytes,
-            marker=marker,
-        )
+        lock = None if self._spec.stages_lock is None else _shared_lock(self._spec.stages_lock)
+        try:
+            return Job(
+                supervisor,
+                self._commands,
+                {"argv": argv, "env": env, "cwd": cwd, "files": _files_of(argv[0], env)},
+                stdin=command.stdin,
+                ruleset=self._allowed_writes() if self._backend.confines else None,
+                lease=self._spec.lease_fd,
+                lock=lock,
+                tell=tell,
+                sink=sink,
+                cap=self._backend.output_cap_bytes,
+                marker=marker,
+            )
+        finally:
+            if lock is not None:
+                os.close(lock)  # the command has it now
 
     def _environment(self, command: Command, marker: str) -> dict[str, str]:
         passed = set(self._spec.pass_env)
@@ -382,3 +383,30 @@ class LocalWorkspace:
         if self._run is not None:
             self._old_runs.append(self._run)
         await self._clean()
+
+
+def _shared_lock(path: Path) -> int:
+    """A shared lock, for one command: whoever unlocks it there frees only this one.
+
+    Raises:
+        BackendUnavailable: somebody holds it exclusively, who thinks that nothing runs.
+    """
+    lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        raise BackendUnavailable(f"{path}: another controller is just taking over") from error
+    return lock
+
+
+def _files_of(name: str, env: Mapping[str, str]) -> list[str]:
+    """The files that `name` may mean, in the order in which to try them."""
+    if "/" in name:
+        return [name]
+    folders = env.get("PATH", os.defpath).split(":")
+    places = [f"{folder or '.'}/{name}" for folder in folders]
+    if not all(place.startswith("/") for place in places):
+        return places
+    # Trying to execute costs more than looking.
+    return [place for place in places if os.access(place, os.X_OK)] or places
