@@ -71,15 +71,18 @@ def canonical(text: bytes) -> CanonicalPatch:
     paths: set[str] = set()
     modes: set[str] = set()
     zero_context = False
+    changes = 0
     for part in patches:
+        changes += len(part)
         for name in (part.source_file, part.target_file):
             if name is not None and name != "/dev/null":
                 paths.add(_without_prefix(name))
         for line in part.patch_info or ():
             modes.update(_modes(line.rstrip("\n")))
         zero_context |= any(not any(line.is_context for line in hunk) for hunk in part)
-    paths.update(_header_paths(body))
-    if not paths:
+    renamed = set(_header_paths(body))
+    paths |= renamed
+    if not paths or not (changes or renamed):
         raise PatchError("an empty diff: it changes no file")
     return CanonicalPatch(
         text=body,
