@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from math import isfinite
 from operator import eq
-from typing import Any, cast
+from typing import Any
 
 import orjson
 from cattrs.gen import make_dict_structure_fn
@@ -175,11 +175,6 @@ def _not_finite(tree: Any, where: str) -> Iterator[tuple[str, float]]:
 _CODEC = Codec(EVENT_TYPES, SCHEMA_VERSIONS, UPCASTERS)
 
 
-def encode(event: Event) -> tuple[str, int, str]:
-    """`Codec.encode` for the events of aiopt."""
-    return _CODEC.encode(event)
-
-
-def decode(type_name: str, schema_version: int, payload: str | bytes) -> Event:
-    """`Codec.decode` for the events of aiopt."""
-    return cast(Event, _CODEC.decode(type_name, schema_version, payload))
+# Bound methods, not functions around them: a call less for every event.
+encode: Callable[[Event], tuple[str, int, str]] = _CODEC.encode
+decode: Callable[[str, int, str | bytes], Event] = _CODEC.decode

@@ -138,14 +138,15 @@ class Log:
             versions: dict[str, int] = {}
             batch: list[tuple[Any, ...]] = []
             result: list[Recorded] = []
+            encode, sha256, known = codec.encode, hashlib.sha256, self._versions
             for stream, event in items:
-                name, schema_version, payload = codec.encode(event)
+                name, schema_version, payload = encode(event)
                 seq += 1
                 wseq += 1
-                version = (versions.get(stream) or self._versions.get(stream, 0)) + 1
+                version = (versions.get(stream) or known.get(stream, 0)) + 1
                 versions[stream] = version
                 text = canonical(stream, version, name, schema_version, writer, wseq, at, payload)
-                previous = hashlib.sha256(previous + text).digest()
+                previous = sha256(previous + text).digest()
                 batch.append(
                     (
                         seq,

@@ -40,6 +40,7 @@ __all__ = [
     "genesis",
     "row_hash",
     "rows",
+    "settle",
 ]
 
 APPLICATION_ID = 0x61696F70  # "aiop"
@@ -284,6 +285,19 @@ def _migrate(con: sqlite3.Connection, version: int) -> None:
         con.execute("COMMIT")
 
 
+def settle(draft: Path, path: Path) -> bool:
+    """Give a finished log its name, unless there is one by then; say whether it was given."""
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links
+        if path.exists():
+            return False
+        draft.rename(path)
+    return True
+
+
 def create(path: Path) -> None:
     """Make an empty log at `path` if nothing is there: whole, or not at all."""
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
@@ -304,8 +318,7 @@ def create(path: Path) -> None:
                     f"{path}: this file system does not carry a write-ahead log (journal_mode is"
                     f" {mode}); keep the log on a local disk"
                 )
-        with suppress(FileExistsError):  # somebody was faster: theirs is as good
-            os.link(draft, path)
+        settle(draft, path)  # if somebody was faster, theirs is as good
     except (sqlite3.Error, OSError) as error:
         raise explain(path, error) from error
     finally:

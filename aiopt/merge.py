@@ -4,7 +4,6 @@ Both keep every row as it is, hash included; only `seq` is given out anew by a m
 rows are one chain, so a merge needs to know only how far each chain has come here.
 """
 
-import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -30,6 +29,7 @@ from aiopt.logfile import (
     explain,
     genesis,
     row_hash,
+    settle,
 )
 
 __all__ = ["MergeReport", "export_jsonl", "import_jsonl", "merge"]
@@ -266,7 +266,8 @@ def import_jsonl(lines: Iterable[str], into: Path | str) -> int:
                     f"the import ends after {count} events, but its header says {events}:"
                     " the file was cut short or lines were taken out"
                 )
-        os.link(draft, path)
+        if not settle(draft, path):
+            raise LogError(f"{path}: somebody else has made a log here meanwhile; merge instead")
     finally:
         for suffix in ("", "-wal", "-shm"):
             draft.with_name(draft.name + suffix).unlink(missing_ok=True)

@@ -772,6 +772,23 @@ def test_the_faster_one_wins(path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert [p.name for p in path.parent.iterdir()] == ["events.db"]
 
 
+@pytest.mark.parametrize("late", [True, False])
+def test_a_file_system_without_hard_links(
+    path: Path, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    """Where there are no hard links a log is made all the same, and none is overwritten."""
+
+    def link(*_: object) -> None:
+        if late:
+            path.write_bytes(b"")
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    create(path)
+    assert [p.name for p in path.parent.iterdir()] == ["events.db"]
+    assert (path.stat().st_size == 0) == late
+
+
 def test_a_file_system_without_shared_memory_is_refused(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -407,6 +407,18 @@ def test_an_import_never_overwrites(here: Path) -> None:
     assert gates(here) == ["a"]
 
 
+def test_an_import_that_was_overtaken(
+    here: Path, there: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An import that finds a log in its place at the end leaves that one as it is."""
+    write(here, "a")
+    lines = export(here)
+    monkeypatch.setattr("aiopt.merge.settle", lambda draft, path: False)
+    with pytest.raises(LogError, match="meanwhile"):
+        import_jsonl(lines, there)
+    assert list(there.parent.iterdir()) == []
+
+
 def test_a_damaged_log_is_exported_as_far_as_it_goes(here: Path, there: Path) -> None:
     """Of a log that was cut short all that can be read is exported, and can be imported."""
     with Log.open(here) as log:
