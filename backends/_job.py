@@ -83,6 +83,10 @@ class Supervisor:
     def fileno(self) -> int:
         return self._link.fileno()
 
+    def alive(self) -> bool:
+        """Whether its process still runs."""
+        return self._process.poll() is None
+
     def submit(
         self,
         number: int,

@@ -1,17 +1,22 @@
 """What commands leave in /dev/shm.
 
 POSIX semaphores and shared memory live there, under names of the program's choosing, so commands
-must be allowed to write to the folder that everybody shares. What a command left is what is new
-since it began, belongs to this user, and is neither mapped nor open in any process.
+must be allowed to write to the folder that everybody shares. Nothing tells who made a file, and
+other programs of this user keep theirs there. So only that is removed which is new since the
+command began, belongs to this user, is neither mapped nor open in any process, *and* has the name
+of a semaphore or segment that is nothing without its processes. Anything else stays.
 """
 
 import os
-import shutil
+import stat
 from contextlib import suppress
 
 __all__ = ["FOLDER", "entries", "remove_leftovers"]
 
 FOLDER = "/dev/shm"
+
+# glibc's sem_open, Python's multiprocessing.shared_memory, PostgreSQL's dynamic segments
+_EPHEMERAL = ("sem.", "psm_", "PostgreSQL.")
 
 
 def entries() -> frozenset[str]:
@@ -24,18 +29,18 @@ def entries() -> frozenset[str]:
 
 def remove_leftovers(before: frozenset[str]) -> None:
     """Remove what has appeared since `before` and nobody uses. Some 10 ms, if there is anything."""
-    for path in (f"{FOLDER}/{name}" for name in entries() - before):
-        with suppress(FileNotFoundError):
-            if os.lstat(path).st_uid != os.getuid() or path in _used():
-                continue
-            if os.path.isdir(path) and not os.path.islink(path):
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                os.unlink(path)
+    new = [name for name in entries() - before if name.startswith(_EPHEMERAL)]
+    used = _used() if new else set()
+    for path in (f"{FOLDER}/{name}" for name in new):
+        with suppress(OSError):
+            details = os.lstat(path)
+            if stat.S_ISREG(details.st_mode) and details.st_uid == os.getuid():
+                if path not in used:
+                    os.unlink(path)
 
 
 def _used() -> set[str]:
-    """The files and folders in /dev/shm that processes have open or mapped."""
+    """The files in /dev/shm that processes have open or mapped."""
     found: set[str] = set()
     for pid in os.listdir("/proc"):
         if not pid.isdigit():
@@ -51,5 +56,4 @@ def _used() -> set[str]:
                     path_there = os.readlink(f"/proc/{pid}/fd/{descriptor}")
                     if path_there.startswith(FOLDER):
                         found.add(path_there)
-    # Of a file in a folder the folder counts.
-    return found | {"/".join(path.split("/")[:4]) for path in found}
+    return found

@@ -1,4 +1,15 @@
-"""Run on this machine, in place, each command under a supervisor of its own (see `_supervisor`)."""
+"""Run on this machine, in place, each command under a supervisor of its own (see `_supervisor`).
+
+What commands may do is bounded as far as an ordinary user can bound it: what they may write
+(`_landlock`), whom they may signal or trace, what they see of the environment, how long they run,
+and that nothing of them stays. It is not a sandbox against somebody determined. A command can read
+whatever this user can read, talk to the network and to sockets in the file system (that of docker
+would start something that nobody here sees), and use up memory, disk and processes. Run strangers'
+code as a user who has nothing to lose.
+
+Two commands of one workspace are outside of each other: a workload can talk to a service, but not
+signal or trace it, unless `confine` is off. Nor does sudo work, or a pseudo-terminal.
+"""
 
 import fcntl
 import os

@@ -137,6 +137,30 @@ async def test_supervisor_serves_one_workspace_after_the_other(spec: WorkspaceSp
     assert len(seen) == 1
 
 
+async def test_supervisor_that_died_while_it_waited_is_replaced(spec: WorkspaceSpec) -> None:
+    backend = LocalBackend()
+    async with backend.open(spec) as workspace:
+        first = workspace.supervisor
+    assert first is not None
+    os.kill(first.pid, signal.SIGKILL)
+    while _remains.process_ref(first.pid):  # noqa: ASYNC110
+        await anyio.sleep(0.001)
+    async with backend.open(spec) as workspace:
+        assert workspace.supervisor != first
+        assert (await workspace.run(sh("exit 0"), Recorder())).ok
+
+
+async def test_process_that_was_forked_ahead_is_replaced(spec: WorkspaceSpec) -> None:
+    async with LocalBackend().open(spec) as workspace:
+        assert workspace.supervisor is not None
+        while not (ahead := _remains.process_tree(workspace.supervisor.pid)):  # noqa: ASYNC110
+            await anyio.sleep(0.001)
+        os.kill(ahead.pop(), signal.SIGKILL)
+        done = await workspace.run(sh("exit 0"), Recorder())
+        assert done.ok
+        assert done.strays_killed == 0
+
+
 # ---- hostile commands ----
 
 
@@ -229,11 +253,34 @@ async def test_multiprocessing_works(spec: WorkspaceSpec) -> None:
         assert sink.stdout == b"[1, 2]\n"
 
 
-async def test_what_is_left_in_shared_memory_goes(spec: WorkspaceSpec) -> None:
-    name = f"/dev/shm/aiopt-test-{time.monotonic_ns()}"
+async def test_semaphores_that_are_left_go_and_nothing_else(spec: WorkspaceSpec) -> None:
+    """Only what can be nobody's: files of other programs live in the same folder."""
+    name = f"aiopt-test-{time.monotonic_ns()}"
+    own = anyio.Path(_shared_memory.FOLDER, name)
+    try:
+        async with LocalBackend().open(spec) as workspace:
+            script = f"cd {_shared_memory.FOLDER}; echo x > sem.{name}; echo x > {name}"
+            assert (await workspace.run(sh(script), Recorder())).ok
+            assert await own.exists()
+            assert f"sem.{name}" not in _shared_memory.entries()
+    finally:
+        await own.unlink()
+
+
+async def test_semaphores_in_use_stay(spec: WorkspaceSpec) -> None:
+    name = f"sem.aiopt-test-{time.monotonic_ns()}"
+    path = f"{_shared_memory.FOLDER}/{name}"
     async with LocalBackend().open(spec) as workspace:
-        await workspace.run(sh(f"echo x > {name}"), Recorder())
-        assert not _shared_memory.entries() & {Path(name).name}
+        before = _shared_memory.entries()
+        sink = Recorder()
+        service = await workspace.start(sh(f"exec 5> {path}; echo up; sleep 100"), sink)
+        while sink.stdout != b"up\n":  # noqa: ASYNC110
+            await anyio.sleep(0.005)
+        await workspace.run(sh("exit 0"), Recorder())
+        _shared_memory.remove_leftovers(before)
+        assert name in _shared_memory.entries()
+        await service.stop()
+        assert name not in _shared_memory.entries()
 
 
 @confined
