@@ -84,8 +84,9 @@ def test_no_nan_and_no_infinity(bad: float, log: str | None) -> None:
     """A number that is not finite is refused with its place, also beside fields that are None."""
     with pytest.raises(ValueError, match=r"RunMeasured\.metrics\.p99\[1\] is .*finite"):
         encode(make(RunMeasured, metrics={"p50": (), "p99": (1.0, bad)}, log=log))
+    facts = {"": {"x": 1.0}, "a": [None, 1.5, {"b": bad}]}
     with pytest.raises(ValueError, match=r"EnvironmentObserved\.facts\.a\[2\]\.b is"):
-        encode(EnvironmentObserved(environment="x", facts={"": {"x": 1.0}, "a": [None, 1.5, {"b": bad}]}))
+        encode(EnvironmentObserved(environment="x", facts=facts))
     with pytest.raises(ValueError, match=r"BudgetSpent\.amount is"):
         encode(make(BudgetSpent, amount=bad))
 
