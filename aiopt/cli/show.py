@@ -1,0 +1,186 @@
+"""`aiopt show`: campaigns, or one experiment with its patch, stages, pairs and verdict."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from aiopt.blobs import BlobStore, blobs_beside
+from aiopt.cli._options import Places, as_json, results
+from aiopt.cli._places import find_log, find_stream, read_state
+from aiopt.cli._report import effect_lines, summary_lines
+from aiopt.cli._text import duration, print_json, short, status_text, table
+from aiopt.errors import AiOptError
+from aiopt.log import Log
+from aiopt.replay import LogState
+from aiopt.views import (
+    ExperimentView,
+    PairRow,
+    StageRow,
+    Summary,
+    experiment_view,
+    summary,
+    to_json,
+)
+
+__all__ = ["show"]
+
+
+@click.command(short_help="Show campaigns, candidates or one experiment.")
+@click.argument("log", metavar=Places.LOG)
+@click.argument("name", metavar="[EXPERIMENT|CAMPAIGN]", required=False)
+@results
+@click.option(
+    "--stage-log",
+    metavar="STAGE",
+    help="Print what the stages of this name printed, and only that.",
+)
+@as_json
+def show(log: str, name: str | None, results: Path, stage_log: str | None, as_json: bool) -> None:
+    """Show campaigns with their candidates, or everything about one experiment.
+
+    \b
+    Examples:
+      aiopt show pyserver
+      aiopt show pyserver exp-0007
+      aiopt show pyserver exp-0007 --stage-log build
+    """
+    path = find_log(log, results)
+    state = read_state(path)
+    if name is None:
+        if stage_log is not None:
+            raise click.UsageError("--stage-log needs an experiment")
+        _campaigns(path, [summary(c) for c in state.campaigns.values()], as_json)
+        return
+    stream = find_stream(name, [*state.campaigns, *state.campaign_of], "experiment or campaign")
+    if stream in state.campaigns:
+        if stage_log is not None:
+            raise click.UsageError("--stage-log needs an experiment, not a campaign")
+        _campaigns(path, [summary(state.campaigns[stream])], as_json)
+        return
+    view = _view(path, state, stream)
+    store = BlobStore(blobs_beside(path))
+    if stage_log is not None:
+        _stage_log(view, store, stage_log, as_json)
+    elif as_json:
+        print_json({**to_json(view), "log": str(path), "patch_text": _patch(view, store)})
+    else:
+        for line in _lines(view, store):
+            click.echo(line)
+
+
+def _campaigns(path: Path, found: list[Summary], as_json: bool) -> None:
+    if as_json:
+        print_json({"log": str(path), "campaigns": found})
+        return
+    if not found:
+        click.echo(f"{path}: no campaign yet")
+    for place, each in enumerate(found):
+        if place:
+            click.echo("")
+        for line in summary_lines(each):
+            click.echo(line)
+
+
+def _view(path: Path, state: LogState, stream: str) -> ExperimentView:
+    with Log.open(path, readonly=True) as opened:
+        events = [recorded.event for recorded in opened.read(stream=stream)]
+    campaign = state.campaigns[state.campaign_of[stream]]
+    return experiment_view(campaign, state.experiment(stream), events)
+
+
+def _patch(view: ExperimentView, store: BlobStore) -> str | None:
+    """The text of the last patch; None for the baseline."""
+    if not view.genome:
+        return None
+    try:
+        return store.get(view.genome[-1][1]).decode(errors="replace")
+    except AiOptError as error:
+        return f"({error})\n"
+
+
+def _stage_log(view: ExperimentView, store: BlobStore, name: str, as_json: bool) -> None:
+    rows = [row for row in view.stages if row.stage == name]
+    if not rows:
+        there = ", ".join(dict.fromkeys(row.stage for row in view.stages)) or "none"
+        raise click.UsageError(f"{short(view.experiment)} had no stage {name!r}; it had {there}")
+    for row in rows:
+        text = store.get(row.log).decode(errors="replace") if row.log else ""
+        if as_json:
+            print_json({**to_json(row), "text": text})
+            continue
+        if len(rows) > 1:
+            click.echo(f"== {row.stage} {row.run} attempt {row.attempt}: {row.outcome}")
+        click.echo(text, nl=not text.endswith("\n") and bool(text))
+
+
+def _lines(view: ExperimentView, store: BlobStore) -> Iterator[str]:
+    yield f"{view.experiment}: {view.purpose} {view.patch}, {status_text(view.status)}"
+    if view.reason:
+        yield f"  {view.reason}"
+    if view.hypothesis:
+        yield f"  hypothesis: {view.hypothesis}"
+    yield f"  candidate {view.candidate} against {view.incumbent}, in {view.environment}"
+    if len(view.genome) > 1:
+        yield f"  on top of {', '.join(name for name, _ in view.genome[:-1])}"
+    for gate in view.gates:
+        yield f"  gate {gate.gate}: {'passed' if gate.passed else f'failed: {gate.detail}'}"
+    if view.effects:
+        yield ""
+        yield from effect_lines(view.effects)
+    if view.pairs:
+        yield ""
+        yield from _pair_lines(view.pairs)
+    if view.evidence:
+        yield ""
+        for found in view.evidence:
+            scalars = ", ".join(f"{k} {v:g} {unit}" for k, (v, unit) in found.scalars.items())
+            fix = f" (fix: {found.fix})" if found.fix else ""
+            yield f"{found.profiler}: {scalars or found.status + ': ' + found.reason + fix}"
+    if view.stages:
+        yield ""
+        yield from _stage_lines(view.stages)
+    if view.later_runs:
+        yield f"and {view.later_runs} stages later, as the incumbent of other experiments"
+    patch = _patch(view, store)
+    if patch is not None:
+        yield ""
+        yield patch.rstrip("\n")
+
+
+def _pair_lines(pairs: tuple[PairRow, ...]) -> Iterator[str]:
+    names = sorted({name for pair in pairs for arm in (pair.a, pair.b) for name in arm or {}})
+    rows = []
+    for pair in pairs:
+        cells = []
+        for name in names:
+            a, b = (_samples((arm or {}).get(name)) for arm in (pair.a, pair.b))
+            cells.append(f"{a} -> {b}")
+        remark = f"void: {pair.void}" if pair.void else "; ".join(pair.unreadable)
+        again = f".{pair.attempt}" if pair.attempt else ""
+        place = f"{pair.index}{again}"
+        rows.append((pair.purpose, pair.workload, place, pair.order, *cells, remark))
+    head = ("pairs", "workload", "n", "order", *(f"{name} (A -> B)" for name in names), "")
+    yield table(head, rows)
+
+
+def _samples(values: tuple[float, ...] | None) -> str:
+    return ",".join(f"{value:.6g}" for value in values) if values else "-"
+
+
+def _stage_lines(stages: tuple[StageRow, ...]) -> Iterator[str]:
+    rows = [
+        (
+            row.stage,
+            row.run,
+            row.outcome,
+            "" if row.exit_code is None else str(row.exit_code),
+            "" if row.seconds is None else duration(row.seconds),
+            "" if row.cpu_seconds is None else duration(row.cpu_seconds),
+            "" if row.peak_rss_mb is None else f"{row.peak_rss_mb:.0f}",
+            (row.log or "")[:12],
+        )
+        for row in stages
+    ]
+    head = ("stage", "run", "outcome", "exit", "wall", "cpu", "peak MB", "log")
+    yield table(head, rows, right=[3, 4, 5, 6])
