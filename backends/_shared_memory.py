@@ -34,9 +34,9 @@ def remove_leftovers(before: frozenset[str]) -> None:
     for path in (f"{FOLDER}/{name}" for name in new):
         with suppress(OSError):
             details = os.lstat(path)
-            if stat.S_ISREG(details.st_mode) and details.st_uid == os.getuid():
-                if path not in used:
-                    os.unlink(path)
+            ours = stat.S_ISREG(details.st_mode) and details.st_uid == os.getuid()
+            if ours and path not in used:
+                os.unlink(path)
 
 
 def _used() -> set[str]:
