@@ -1,0 +1,223 @@
+"""`aiopt try`: one patch, one verdict. What an AI agent calls."""
+
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import click
+from attrs import evolve, frozen
+
+from aiopt.blobs import BlobStore, blobs_beside
+from aiopt.campaign import TRY, Campaign
+from aiopt.cli._options import Places, as_json, results, settings_options
+from aiopt.cli._places import find_target, log_of, read_state
+from aiopt.cli._report import effect_lines
+from aiopt.cli._text import print_json, short, status_text
+from aiopt.cli._work import check_lease, in_campaign, settings_from
+from aiopt.errors import AiOptError
+from aiopt.events import GateFailed
+from aiopt.protocols import Patch
+from aiopt.replay import CampaignState, LogState, ProposalState
+from aiopt.views import CandidateRow, EffectView, baseline_failed, candidate_row, is_finished
+
+__all__ = ["attempt"]
+
+_TAIL_LINES = 30
+_FIXED = ("mode", "seed", "pairs", "alpha")
+"""Options that are settled when a campaign begins."""
+
+
+@frozen(kw_only=True)
+class _Incumbent:
+    candidate: str
+    tree: str
+    patches: tuple[str, ...]
+
+
+@frozen(kw_only=True)
+class _Answer:
+    """What is printed, in this order, under these names."""
+
+    candidate: str
+    experiment: str | None
+    campaign: str
+    number: int
+    patch: str
+    status: str
+    reason: str
+    effects: tuple[EffectView, ...]
+    log_tail: str | None
+    incumbent: _Incumbent
+    next: str
+    log: str
+
+
+@click.command("try", short_help="Judge one patch and print the verdict.")
+@click.argument("target", metavar=Places.TARGET)
+@click.option(
+    "--patch", type=click.File("rb"), required=True, help="A unified diff; - is standard input."
+)
+@click.option("--hypothesis", default="", metavar="TEXT", help="Why it should be faster.")
+@click.option("--name", metavar="NAME", help="Of the patch.  [the name of its file]")
+@click.option("--new", is_flag=True, help="Begin another campaign, from the unmodified source.")
+@click.option(
+    "--forbid-regression", is_flag=True, help="Exit with 4 if the verdict is discard_regression."
+)
+@results
+@settings_options
+@as_json
+@click.pass_context
+def attempt(
+    ctx: click.Context,
+    /,
+    target: str,
+    patch: BinaryIO,
+    hypothesis: str,
+    name: str | None,
+    new: bool,
+    forbid_regression: bool,
+    results: Path,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Judge one patch on top of what was kept so far, and print the verdict.
+
+    The first call begins a campaign, later ones go on with it: a patch that is kept becomes what
+    the next one is measured against and must apply to. The verdict is keep, discard_regression,
+    discard_no_effect, inconclusive, no_change, invalid or rejected.
+
+    \b
+    Examples:
+      aiopt try pyserver --patch cache.patch --hypothesis "fewer copies" --json
+      git diff | aiopt try targets/mine --patch - --json
+
+    \b
+    Exit codes: 0 kept; 3 not kept; 4 a regression, with --forbid-regression;
+    1 error; 2 usage or configuration.
+    """
+    folder = find_target(target)
+    path = log_of(folder, results)
+    text = patch.read()
+    if not text.strip():
+        raise click.UsageError("the patch is empty")
+    settings = evolve(settings_from(folder, options), proposer=TRY)
+    check_lease(path)
+    state = read_state(path) if path.is_file() else LogState()
+    resume = None if new else _going(state, settings.environment)
+    if resume is not None:
+        given = [f"--{option}" for option in _FIXED if options.get(option) is not None]
+        if given:
+            raise click.UsageError(
+                f"{', '.join(given)}: settled when {short(resume)} began; "
+                "add --new to begin another campaign"
+            )
+    stem = Path(getattr(patch, "name", "") or "").stem
+    offered = Patch(
+        name=name or (stem if stem and not stem.startswith("<") else "patch"),
+        text=text,
+        hypothesis=hypothesis,
+    )
+
+    async def judge(campaign: Campaign) -> tuple[CampaignState, ProposalState]:
+        proposal = await campaign.judge(offered)
+        return campaign.state, proposal
+
+    judged = in_campaign(folder, results, settings, resume, judge)
+    answer = _answer(*judged, path, target)
+    if as_json:
+        print_json(answer)
+    else:
+        _print(answer)
+    if answer.status == "keep":
+        ctx.exit(0)
+    ctx.exit(4 if forbid_regression and answer.status == "discard_regression" else 3)
+
+
+def _going(state: LogState, environment: str) -> str | None:
+    """The latest campaign of single patches in this environment that can go on."""
+    for campaign in reversed(state.campaigns.values()):
+        started = campaign.started
+        if (started.config.get("proposer"), started.environment) == (TRY, environment):
+            over = is_finished(campaign) or baseline_failed(campaign)
+            return None if over else campaign.stream
+    return None
+
+
+def _answer(campaign: CampaignState, proposal: ProposalState, log: Path, target: str) -> _Answer:
+    row = candidate_row(campaign, proposal)
+    return _Answer(
+        candidate=row.candidate,
+        experiment=row.experiment,
+        campaign=campaign.stream,
+        number=row.number,
+        patch=row.patch,
+        status=row.status,
+        reason=row.reason,
+        effects=row.effects,
+        log_tail=_log_tail(campaign, row, BlobStore(blobs_beside(log))),
+        incumbent=_Incumbent(
+            candidate=campaign.incumbent,
+            tree=campaign.incumbent_tree,
+            patches=tuple(patch.name for patch in campaign.incumbent_genome),
+        ),
+        next=_seen_before(campaign, proposal, log) or _next(row, campaign, log, target),
+        log=str(log),
+    )
+
+
+def _log_tail(campaign: CampaignState, row: CandidateRow, store: BlobStore) -> str | None:
+    """The last lines of the stage that failed."""
+    experiment = campaign.experiments.get(row.experiment or "")
+    for fact in reversed(experiment.facts) if experiment else ():
+        if isinstance(fact, GateFailed) and fact.log is not None:
+            try:
+                text = store.get(fact.log).decode(errors="replace")
+            except AiOptError as error:
+                return str(error)
+            return "\n".join(text.splitlines()[-_TAIL_LINES:])
+    return None
+
+
+def _seen_before(campaign: CampaignState, proposal: ProposalState, log: Path) -> str:
+    """Where a duplicate was judged."""
+    of = proposal.rejected.duplicate_of if proposal.rejected is not None else None
+    earlier = campaign.experiments.get(of or "")
+    if earlier is None:
+        return ""
+    verdict = earlier.verdict.kind if earlier.verdict is not None else "not judged yet"
+    return f"it was tried before: {verdict}; `aiopt show {log} {short(of)}` has everything"
+
+
+def _next(row: CandidateRow, campaign: CampaignState, log: Path, target: str) -> str:
+    """What to do now."""
+    show = f"`aiopt show {log} {short(row.experiment)}`"
+    base = "the unmodified source"
+    if campaign.incumbent_genome:
+        base = f"the source with {', '.join(p.name for p in campaign.incumbent_genome)}"
+    match row.status:
+        case "keep":
+            return f"it is the incumbent now: the next patch must apply to {base}"
+        case "rejected":
+            return f"mend the patch: it must apply to {base} and stay in the editable scope"
+        case "invalid":
+            return f"mend what failed and try again; {show} has every stage"
+        case "inconclusive":
+            return (
+                f"noise may hide a gain: `aiopt try {target} --new --pairs N` measures more pairs, "
+                "or quieten the machine (`aiopt doctor`)"
+            )
+        case "no_change":
+            return "the build came out the same: change what the build uses, then try again"
+        case _:
+            return f"try another idea on top of {base}; {show} has every pair"
+
+
+def _print(answer: _Answer) -> None:
+    click.echo(f"{short(answer.experiment)} {answer.patch}: {status_text(answer.status)}")
+    if answer.reason:
+        click.echo(f"  {answer.reason}")
+    if answer.effects:
+        for line in effect_lines(answer.effects):
+            click.echo(line)
+    if answer.log_tail:
+        click.echo(f"last lines of the stage that failed:\n{answer.log_tail}")
+    click.echo(f"next: {answer.next}")
