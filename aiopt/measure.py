@@ -71,13 +71,16 @@ async def judge_pairs(
         IncumbentFailed: the incumbent failed in three attempts at one pair.
         SessionLost: the machinery went away.
     """
+    failures = 0  # in a row; attempts that were cut off with their controller do not count
     while (pair := judge.next_pair()) is not None:
-        if pair.attempt >= _INCUMBENT_TRIES:
+        told = await run_pair(pair, target, backend, sides, emit)
+        judge.tell(*told)
+        failures = failures + 1 if isinstance(told[-1], PairVoided) else 0
+        if failures >= _INCUMBENT_TRIES:
             raise IncumbentFailed(
-                f"the incumbent failed {pair.attempt} times in pair {pair.index} of workload "
+                f"the incumbent failed {failures} times in pair {pair.index} of workload "
                 f"{pair.workload}; `aiopt log` shows the stage and its output"
             )
-        judge.tell(*await run_pair(pair, target, backend, sides, emit))
     outcome = judge.outcome
     assert outcome is not None
     return outcome
