@@ -262,18 +262,25 @@ class Campaign:
 
     async def _settle_all(self) -> None:
         while any(True for _ in self.state.unsettled()):
-            await self._evaluator.settle()
+            await self._evaluator.prepare()
+            await self._evaluator.measure_next()
 
     async def _round(self) -> bool:
-        """Propose as long as there is room, then bring one candidate to its end; False when
-        nothing is left.
-        """
-        while len(list(self.state.unsettled())) < self._settings.jobs and await self._ask():
-            pass
+        """Build ahead as far as there is room, then measure one; False when nothing is left."""
+        await self._evaluator.prepare()
+        while await self._fill():
+            await self._evaluator.prepare()
         if not any(True for _ in self.state.unsettled()):
             return False
-        await self._evaluator.settle()
+        await self._evaluator.measure_next()
         return True
+
+    async def _fill(self) -> bool:
+        """Propose while there is room; whether anything was."""
+        before = len(self.state.proposals)
+        while len(list(self.state.unsettled())) < self._settings.jobs and await self._ask():
+            pass
+        return len(self.state.proposals) > before
 
     async def _ask(self) -> bool:
         """One more proposal, if budget, strategy and proposer have one."""

@@ -206,25 +206,28 @@ class Evaluator:
 
     # -- candidates --
 
-    async def settle(self) -> None:
-        """Build and test all unsettled proposals side by side, then measure the first of those
-        that passed.
-        """
+    async def prepare(self) -> None:
+        """Build and test all unsettled proposals side by side; what fails is settled by that."""
         await self._incumbent()
         async with anyio.create_task_group() as tasks:
             limit = anyio.CapacityLimiter(self._settings.jobs)
             for proposal in list(self._state.unsettled()):
                 if proposal.proposed.candidate not in self._bench.sides:
-                    tasks.start_soon(self._prepare, proposal, limit)
-        ready = next(iter(self._state.unsettled()), None)
-        if ready is None or ready.proposed.candidate not in self._bench.sides:
-            return  # it lost its session while it was built; the next round tries again
+                    tasks.start_soon(self._prepare_one, proposal, limit)
+
+    async def measure_next(self) -> None:
+        """Measure the first candidate that is built and tested, to its verdict."""
+        ready = next(
+            (p for p in self._state.unsettled() if p.proposed.candidate in self._bench.sides), None
+        )
+        if ready is None:
+            return  # all lost their sessions while they were built; the next round tries again
         try:
             await self._measure(ready)
         except SessionLost as error:
             await self._session_lost(ready, str(error))
 
-    async def _prepare(self, proposal: ProposalState, limit: anyio.CapacityLimiter) -> None:
+    async def _prepare_one(self, proposal: ProposalState, limit: anyio.CapacityLimiter) -> None:
         async with limit:
             try:
                 await self._build(proposal)

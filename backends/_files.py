@@ -7,14 +7,11 @@ import hashlib
 import os
 import shutil
 import stat
-import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from anyio import to_thread
-
-from aiopt.errors import BackendError
+from pathspec import GitIgnoreSpec
 
 __all__ = ["digest", "get", "put", "remove"]
 
@@ -65,44 +62,25 @@ def get(remote: Path, local: Path, roots: Sequence[str]) -> None:
     _copy(remote, local)
 
 
-def _git(tree: Path, home: str, *arguments: str) -> bytes:
-    env = {"PATH": os.environ.get("PATH", os.defpath), "HOME": home}
-    env |= {"GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": os.devnull}
-    done = subprocess.run(["git", *arguments], check=False, capture_output=True, cwd=tree, env=env)
-    if done.returncode:
-        raise BackendError(f"git {arguments[-1]}: {done.stderr.decode(errors='replace').strip()}")
-    return done.stdout
-
-
 def digest(tree: Path, patterns: Sequence[str]) -> tuple[str, int]:
     """One sha256 over the files of `tree` that match, and how many they are.
 
-    git itself interprets the patterns, as those of a .gitignore. Of each file, in the order of its
-    path: path, whether it is executable, and content; of a link its target.
-
-    Raises:
-        BackendError: git failed.
+    The patterns are those of a .gitignore. Of each file, in the order of its path: path, whether it
+    is executable, and content; of a link its target.
     """
-    with tempfile.NamedTemporaryFile("w", suffix=".patterns") as file:
-        file.write("".join(f"{pattern}\n" for pattern in patterns))
-        file.flush()
-        # An empty repository, so that neither an index nor .gitignore files of the tree have a say.
-        with tempfile.TemporaryDirectory() as empty:
-            ask = f"ls-files -z --others --ignored --exclude-from={file.name}".split()
-            _git(tree, empty, "init", "--quiet", "--bare", "--template=", empty)
-            listed = _git(tree, empty, "--git-dir", empty, "--work-tree", str(tree), *ask)
-    names = sorted(name for name in listed.split(b"\0") if name)
-    total = hashlib.sha256()
+    spec = GitIgnoreSpec.from_lines(patterns)
+    names = sorted(spec.match_tree_files(tree, follow_links=False), key=os.fsencode)
+    total = hashlib.sha256(b"aiopt artifact 1")
     for name in names:
-        path = os.path.join(os.fsencode(tree), name)
-        details = os.lstat(path)
+        path = tree / name
+        details = path.lstat()
         if stat.S_ISLNK(details.st_mode):
-            kind, content = b"link", hashlib.sha256(os.readlink(path)).digest()
+            kind, content = b"link", hashlib.sha256(os.fsencode(os.readlink(path))).digest()
         else:
             kind = b"exec" if details.st_mode & 0o100 else b"file"
-            with open(path, "rb") as opened:
+            with path.open("rb") as opened:
                 content = hashlib.file_digest(opened, "sha256").digest()
-        total.update(b"%s\0%s\0%s" % (name, kind, content))
+        total.update(b"%s\0%s\0%s" % (os.fsencode(name), kind, content))
     return total.hexdigest(), len(names)
 
 

@@ -142,13 +142,24 @@ class Supervisor:
 
     @staticmethod
     def _enter(scope: int) -> bool:
-        """Whether `kill(-1)` is now safe: proved by being refused to signal our own parent."""
+        """Whether `kill(-1)` is now safe: proved on our own parent.
+
+        It could be signalled before and cannot be any more. Asking only afterwards would prove
+        nothing: if the controller had just died, our parent would be init, which an ordinary user
+        may never signal, and `kill(-1)` would reach all that the user runs.
+        """
+        parent = os.getppid()
+        try:
+            os.kill(parent, 0)
+        except OSError:
+            os.close(scope)
+            return False
         _restrict(scope)
         os.close(scope)
         try:
-            os.kill(os.getppid(), 0)
+            os.kill(parent, 0)
         except PermissionError:
-            return True
+            return os.getppid() == parent
         except ProcessLookupError:
             pass
         return False

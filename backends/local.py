@@ -147,6 +147,8 @@ class LocalWorkspace:
         self._old_runs: list[str] = []
         self._idle: list[Supervisor] = []
         self._busy = 0
+        self._all_given_back = anyio.Event()
+        self._running: set[Job] = set()
         self._services: list[LocalService] = []
         self._commands = 0
         self._ruleset: int | None = None
@@ -255,6 +257,7 @@ class LocalWorkspace:
         job: Job | None = None
         try:
             job = self._begin(supervisor, command, sink, tell=False)
+            self._running.add(job)
             with anyio.move_on_after(command.timeout):
                 return await job.finished()
             await job.kill(self._backend.grace_seconds)
@@ -265,6 +268,7 @@ class LocalWorkspace:
             raise
         finally:
             if job is not None:
+                self._running.discard(job)
                 job.close()
             self._give_back(supervisor)
             await self._sweep(shared)
@@ -312,11 +316,15 @@ class LocalWorkspace:
 
     def _take(self) -> Supervisor:
         supervisor = self._idle.pop() if self._idle else self._supervise()
+        if not self._busy:
+            self._all_given_back = anyio.Event()
         self._busy += 1
         return supervisor
 
     def _give_back(self, supervisor: Supervisor) -> None:
         self._busy -= 1
+        if not self._busy:
+            self._all_given_back.set()
         if supervisor.usable:
             self._idle.append(supervisor)
         else:
@@ -384,10 +392,18 @@ class LocalWorkspace:
     # ---- the end ----
 
     async def close(self) -> None:
-        """Stop the services, end the supervisors, remove the run folders. Not to be cancelled."""
+        """End all commands, give back the supervisors, remove the run folders. Not to be cancelled.
+
+        Commands of other tasks may be running: those tasks learn of their end, or are cancelled
+        themselves and ending them.
+        """
+        for job in self._running:
+            job.end_soon(self._backend.grace_seconds)
         async with anyio.create_task_group() as tasks:
             for service in self._services:
                 tasks.start_soon(service.end, self._backend.grace_seconds)
+        if self._busy:
+            await self._all_given_back.wait()
         for supervisor in self._idle:
             self._pool.give(supervisor)
         self._forget_ruleset()
