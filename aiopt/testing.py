@@ -405,11 +405,12 @@ async def services(bench: _Bench) -> None:
     token = _token()
     async with bench.open() as workspace:
         sink = Recorder()
-        script = f"setsid sleep {token} & echo up; exec sleep {token}"
+        script = f"setsid sh -c 'echo up; exec sleep {token}' & exec sleep {token}"
         service = await workspace.start(_sh(script, timeout=0.05), sink)
         await _until(lambda: sink.stdout == b"up\n", "output of the service")
         _expect((await workspace.run(_sh("exit 3"), Recorder())).exit_code == 3, "a command beside")
-        _expect(await _output(workspace, _sh(f"cat /proc/{service.pid}/comm")) == b"sleep\n", "pid")
+        wait = f"until grep -q sleep /proc/{service.pid}/comm; do sleep 0.01; done"
+        _expect((await workspace.run(_sh(wait, timeout=10), Recorder())).ok, "pid")
         _expect(not service.exited(), "exited() while it runs")
         done = await service.stop(grace=1)
         await bench.gone(token)
