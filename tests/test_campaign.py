@@ -50,7 +50,7 @@ QUICK = quick()
 
 def outcomes(state: CampaignState) -> dict[str, str]:
     """Patch name to verdict or reason of rejection."""
-    found = {}
+    found: dict[str, str] = {}
     for proposal in state.proposals.values():
         name = proposal.proposed.genome[-1].name
         if proposal.rejected is not None:
