@@ -104,16 +104,24 @@ def _must_be_right(path: Path) -> None:
 # ---- growth ----
 
 
+_SINGLY = 50
+"""The last experiments are written an event at a time: so the write-ahead log of every log, long or
+short, has its full length, and no page of it is the first of its kind."""
+
+
 def build(path: Path, events: int) -> tuple[Log, Iterator[facts.Items]]:
     """A log with that many events in it, and the experiments that come next."""
     log = Log.open(path)
     log.append(facts.campaign(log.writer))
     coming = facts.experiments(1, 10**9, log.writer)
     left = max(1, (events - 1) // facts.EVENTS)
-    while left:
-        some = min(left, 100)
+    while left > _SINGLY:
+        some = min(left - _SINGLY, 100)
         log.append([item for items in islice(coming, some) for item in items])
         left -= some
+    for items in islice(coming, left):
+        for item in items:
+            log.append([item])
     return log, coming
 
 
