@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiopt.errors import ConfigError
 from aiopt.events import (
+    Arm,
     ArtifactBuilt,
     AuditMeasured,
     GateFailed,
@@ -53,13 +55,13 @@ def values(**changes: float) -> Values:
     return {"cpu": 1.0, "rss": 50.0, "rps": 1000.0, "errors": 0.0, "note": 1.0, **changes}
 
 
-def measured(pair: PairScheduled, arm: str, numbers: Values, answers: str = "same") -> RunMeasured:
+def measured(pair: PairScheduled, arm: Arm, numbers: Values, answers: str = "same") -> RunMeasured:
     return RunMeasured(
         purpose=pair.purpose,
         workload=pair.workload,
         index=pair.index,
         attempt=pair.attempt,
-        arm="A" if arm == "A" else "B",
+        arm=arm,
         position=1 + pair.order.index(arm),
         metrics={name: (value,) for name, value in numbers.items()},
         texts={"answers": answers},
@@ -298,7 +300,7 @@ def test_coins_depend_on_seed_proposal_and_workload() -> None:
     def orders(seed: int, number: int) -> list[str]:
         parameters = params(pairs=20)
         judge = Judge(verdict_by("signed-rank"), parameters, seed=seed, number=number)
-        found = []
+        found: list[str] = []
         while (pair := judge.next_pair()) is not None and len(found) < 20:
             found.append(pair.order)
             judge.tell(
@@ -385,23 +387,13 @@ def test_several_samples_of_one_run_count_as_their_median() -> None:
     parameters = params(**ONE)
     judge = Judge(verdict_by("signed-rank"), parameters, seed=1, number=1)
     while (pair := judge.next_pair()) is not None:
+        samples: dict[Arm, tuple[float, ...]] = {
+            "A": (1.0, 1.0, 9.0),
+            "B": (0.5 + 0.001 * pair.index, 0.1, 8.0),
+        }
         runs = [
-            RunMeasured(
-                purpose="screen",
-                workload="mixed",
-                index=pair.index,
-                attempt=0,
-                arm=arm,
-                position=1,
-                metrics={"cpu": samples},
-                texts={},
-                covariates={},
-                log=None,
-            )
-            for arm, samples in (
-                ("A", (1.0, 1.0, 9.0)),
-                ("B", (0.5 + 0.001 * pair.index, 0.1, 8.0)),
-            )
+            evolve(measured(pair, arm, {}), metrics={"cpu": values})
+            for arm, values in samples.items()
         ]
         judge.tell(pair, *runs)
     assert isinstance(judge.outcome, VerdictReached)
