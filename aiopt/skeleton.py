@@ -72,10 +72,10 @@ kind = "digest"                       # a text that must not change: the answers
 
 # ---- ways to exercise the program; on a guard workload nothing may get worse ----
 [workloads.main]
-env = {{ SIZE = "1000" }}
+env = {{ SIZE = "4000" }}
 
 [workloads.small]
-env = {{ SIZE = "10" }}
+env = {{ SIZE = "100" }}
 guard = true
 """
 

@@ -11,7 +11,7 @@ from aiopt.campaign import TRY, Campaign
 from aiopt.cli._options import Places, as_json, results, settings_options
 from aiopt.cli._places import find_target, log_of, read_state
 from aiopt.cli._report import effect_lines
-from aiopt.cli._text import print_json, short, status_text
+from aiopt.cli._text import one_line, print_json, short, status_text
 from aiopt.cli._work import check_lease, in_campaign, settings_from
 from aiopt.errors import AiOptError
 from aiopt.events import GateFailed
@@ -214,7 +214,7 @@ def _next(row: CandidateRow, campaign: CampaignState, log: Path, target: str) ->
 def _print(answer: _Answer) -> None:
     click.echo(f"{short(answer.experiment)} {answer.patch}: {status_text(answer.status)}")
     if answer.reason:
-        click.echo(f"  {answer.reason}")
+        click.echo(f"  {one_line(answer.reason)}")
     if answer.effects:
         for line in effect_lines(answer.effects):
             click.echo(line)

@@ -1,0 +1,209 @@
+"""The commands that only read a log: show, log, replay, verify, merge."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aiopt.log import Log
+
+from .conftest import Finished, invoke
+
+
+def test_places(finished: Finished) -> None:
+    """A log is found by its path, its folder, its target's folder or name."""
+    places: list[str | Path] = [
+        finished.log,
+        finished.log.parent,
+        finished.target,
+        "toy",
+        "targets/toy",
+    ]
+    assert len({invoke("show", place, "--json").stdout.count("exp-0002") for place in places}) == 1
+    wrong = invoke("show", "nothing")
+    assert wrong.exit_code == 2
+    assert "no log for 'nothing'" in wrong.stderr
+
+
+def test_show_campaigns(finished: Finished) -> None:
+    """The table of candidates, and the audit."""
+    text = invoke("show", "toy").stdout
+    assert "cmp-0001 toy in local: finished: the proposer has no more" in text
+    assert "01-better" in text
+    assert "audit (exp-" in text
+    assert text == invoke("show", "toy", "cmp-0001").stdout
+    found = json.loads(invoke("show", "toy", "--json").stdout)
+    assert list(found) == ["log", "campaigns"]
+    assert found["campaigns"][0]["kept"] == ["01-better"]
+
+
+def test_show_experiment(finished: Finished) -> None:
+    """Hypothesis, gates, effects, pairs, stages, patch."""
+    text = invoke("show", "toy", "exp-0002").stdout
+    assert "candidate 01-better, keep" in text
+    assert "hypothesis: because of 01-better" in text
+    assert "gate test: passed" in text
+    assert "100 -> 80" in text
+    assert "screen:main:6:0:B" in text
+    assert "+80" in text.splitlines()
+    found = json.loads(invoke("show", "toy", "exp-0002", "--json").stdout)
+    assert found["patch_text"].endswith("-100\n+80\n")
+    assert len(found["pairs"]) == 7
+    assert found["later_runs"] > 0
+    assert {row["outcome"] for row in found["stages"]} == {"ok"}
+
+
+def test_show_baseline_and_audit(finished: Finished) -> None:
+    """Experiments without a candidate of their own are shown, too."""
+    assert "baseline baseline, measured" in invoke("show", "toy", "exp-0001").stdout
+    text = invoke("show", "toy", "exp-0001", "--json").stdout
+    assert json.loads(text)["patch_text"] is None
+
+
+def test_show_stage_log(finished: Finished) -> None:
+    """What a stage printed."""
+    assert invoke("show", "toy", "exp-0002", "--stage-log", "test").stdout == "tested\n"
+    text = invoke("show", "toy", "exp-0002", "--stage-log", "workload").stdout
+    assert "== workload screen:main:0:0:B attempt 0: ok\ncost=80\nsize=10\n" in text
+    lines = invoke("show", "toy", "exp-0002", "--stage-log", "test", "--json").stdout
+    assert json.loads(lines)["text"] == "tested\n"
+    assert "it had" in invoke("show", "toy", "exp-0002", "--stage-log", "deploy").stderr
+    assert invoke("show", "toy", "--stage-log", "test").exit_code == 2
+    assert invoke("show", "toy", "cmp-0001", "--stage-log", "test").exit_code == 2
+
+
+def test_show_unknown_name(finished: Finished) -> None:
+    """Says what there is."""
+    result = invoke("show", "toy", "exp-0099")
+    assert result.exit_code == 2
+    assert "exp-0002" in result.stderr
+
+
+def test_log_lines(finished: Finished) -> None:
+    """One line per event; filters by stream, type and place."""
+    lines = invoke("log", "toy").stdout.splitlines()
+    with Log.open(finished.log, readonly=True) as log:
+        assert len(lines) == log.count()
+    assert "CampaignStarted     toy in local, proposer pool, seed 0" in lines[0]
+    verdicts = invoke("log", "toy", "--type", "VerdictReached").stdout
+    assert "keep: cost +20.0 %" in verdicts
+    stream = invoke("log", "toy", "--stream", "exp-0002", "--after", "30").stdout.splitlines()
+    assert stream
+    assert all(" exp-0002 " in line and int(line.split()[0]) > 30 for line in stream)
+    assert invoke("log", "toy", "--stream", "exp-0099").exit_code == 2
+    assert invoke("log", "toy", "--type", "Nothing").exit_code == 2
+
+
+def test_log_json(finished: Finished) -> None:
+    """All columns and the payload, one object per line."""
+    first = json.loads(invoke("log", "toy", "--json").stdout.splitlines()[0])
+    assert list(first) == [
+        "seq",
+        "stream",
+        "version",
+        "type",
+        "schema_version",
+        "writer",
+        "wseq",
+        "recorded_at",
+        "payload",
+        "hash",
+    ]
+    assert first["payload"]["target"] == "toy"
+
+
+def test_replay(finished: Finished) -> None:
+    """Ranking, flips and what is not known."""
+    same = invoke("replay", "toy")
+    assert "flipped: 0" in same.stdout
+    assert "01-better" in same.stdout
+    more = invoke("replay", "toy", "--set", "pairs=12")
+    assert "exp-0002 01-better: keep -> needs more" in more.stdout
+    assert "up to 5 more pairs" in more.stdout
+    assert "the histories part at event" in more.stdout
+    assert "would have been measured against another incumbent" in more.stdout
+    found = json.loads(invoke("replay", "toy", "--weights", "cost=1,size=1", "--json").stdout)
+    assert sorted(found) == [
+        "campaign",
+        "decisions",
+        "log",
+        "parts_at",
+        "ranking",
+        "rule",
+        "unranked",
+        "weights",
+    ]
+    assert found["weights"] == {"cost": 1.0, "size": 1.0}
+
+
+def test_replay_errors(finished: Finished) -> None:
+    """Unknown rules, metrics, parameters and campaigns."""
+    assert "there are" in invoke("replay", "toy", "--rule", "none").stderr
+    assert "no such metric" in invoke("replay", "toy", "--weights", "speed=1").stderr
+    assert "no parameter colour" in invoke("replay", "toy", "--set", "colour=1").stderr
+    assert "expected name=number" in invoke("replay", "toy", "--weights", "cost").stderr
+    assert "every name once" in invoke("replay", "toy", "--weights", "a=1,a=2").stderr
+    assert invoke("replay", "toy", "--campaign", "cmp-0009").exit_code == 2
+    assert invoke("replay", "toy", "--set", "pairs=1").exit_code == 2
+
+
+@pytest.mark.parametrize("words", [(), ("--json",)])
+def test_replay_is_the_same_under_any_hash_seed(finished: Finished, words: tuple[str, ...]) -> None:
+    """The same bytes whatever PYTHONHASHSEED is."""
+    script = "from aiopt.cli import main; main()"
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", script, "replay", "toy", "--weights", "size=1,cost=2", *words],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in ("0", "1", "77")
+    }
+    assert len(found) == 1
+
+
+def test_verify_and_head(finished: Finished) -> None:
+    """A good log is good, also against its own head; another head is a problem."""
+    head = invoke("verify", "toy", "--head").stdout.strip()
+    writer, number, hash_ = head.split(":")
+    assert invoke("verify", "toy", "--expect-head", head).exit_code == 0
+    assert invoke("verify", "toy", "--expect-head", hash_).exit_code == 0
+    other = f"{writer}:{number}:{'0' * 64}"
+    wrong = invoke("verify", "toy", "--expect-head", other, "--expect-head", "1" * 64)
+    assert wrong.exit_code == 1
+    assert wrong.stdout.count("head: ") == 2
+    assert invoke("verify", "toy", "--expect-head", "abc").exit_code == 2
+    report = json.loads(invoke("verify", "toy", "--json").stdout)
+    assert report["ok"] is True
+    assert report["heads"] == {writer: [int(number), hash_]}
+
+
+def test_verify_lists_every_problem(finished: Finished, tmp_path: Path) -> None:
+    """Exit code 1 and one line for each missing blob."""
+    copy = tmp_path / "copy"
+    shutil.copytree(finished.log.parent, copy, ignore=shutil.ignore_patterns(".work"))
+    shutil.rmtree(copy / "blobs")
+    result = invoke("verify", copy, "--json")
+    assert result.exit_code == 1
+    problems = json.loads(result.stdout)["problems"]
+    assert len(problems) > 3
+    assert {problem["kind"] for problem in problems} == {"blob"}
+
+
+def test_merge_makes_short_names_ambiguous(finished: Finished, tmp_path: Path) -> None:
+    """Logs of two machines are joined; a short name that both used needs to be written in full."""
+    other = tmp_path / "other" / "events.db"
+    shutil.copytree(finished.log.parent, other.parent, ignore=shutil.ignore_patterns(".work"))
+    with Log.open(other) as log:
+        log.append([(log.new_stream("cmp"), next(iter(log.read())).event)])
+    both = tmp_path / "both" / "events.db"
+    assert "new events" in invoke("merge", both, finished.log, other.parent).stdout
+    report = json.loads(invoke("merge", both, finished.log, "--json").stdout)
+    assert report == {"events": 0, "writers": 0, "blobs": 0, "log": str(both)}
+    assert invoke("show", both).stdout.count("unfinished") == 1
+    assert invoke("verify", both).exit_code == 0
