@@ -156,9 +156,9 @@ def best_case_p(d: npt.ArrayLike, n: int, theta: float = 0.0) -> float:
     tighter exists.
 
     Ties make the ranks themselves vary, and a lucky tie can beat this by a little. If d has ties or
-    zeros already, the answer is therefore 2**-n, which no p is ever below: do not stop early. If
-    only the pairs to come tie, stopping can at most cost a pass, never grant one, so the level
-    holds.
+    zeros already, the answer is therefore the weaker 2**(m - n) for m negative x: turning any of
+    those positive, in all 2**m ways, leaves a rank sum of the negative that is no larger. If only
+    the pairs to come tie, stopping can at most cost a pass, never grant one, so the level holds.
 
     Raises ValueError for a difference that is not finite, and for n < len(d).
     """
@@ -171,7 +171,7 @@ def best_case_p(d: npt.ArrayLike, n: int, theta: float = 0.0) -> float:
     if n == k:
         return signed_rank_p(x)
     if np.unique(size[size > 0]).size < k:
-        return 2.0**-n
+        return 2.0 ** (np.count_nonzero(x < 0) - n)
     ranks = np.arange(1, k + 1) * np.sign(x[np.argsort(size)])
     return signed_rank_p(np.concatenate([ranks, np.arange(k + 1, n + 1)]))
 
