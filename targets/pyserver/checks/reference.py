@@ -74,7 +74,7 @@ def documents() -> list[str]:
     syllables = ["ka", "lo", "mi", "ne", "ru", "sa", "ti", "vo", "ze", "bar", "den", "fil", "gor"]
     words = ["".join(rng.choices(syllables, k=rng.choice((2, 3, 4)))) for _ in range(900)]
     words += [word.capitalize() for word in words[:300]]
-    return [" ".join(rng.choices(words, k=45)) for _ in range(220)]
+    return [" ".join(rng.choices(words, k=45)) for _ in range(280)]
 
 
 def search(documents: list[str], typed: str, shown: int) -> dict[str, Any]:

@@ -8,11 +8,17 @@ from typing import Any
 CUSTOMERS = 120
 PRODUCTS = 300
 SUPPLIERS = 30
+COUNTRIES = 20
+KINDS = 25
 ORDERS_PER_CUSTOMER = 28
 
 SCHEMA = """
-create table supplier (id integer primary key, name text);
-create table product (id integer primary key, supplier integer, name text, cents integer);
+create table country (id integer primary key, duty integer);
+create table supplier (id integer primary key, country integer, name text);
+create table kind (id integer primary key, tax integer);
+create table product (
+    id integer primary key, supplier integer, kind integer, name text, cents integer
+);
 create table purchase (id integer primary key, customer integer, placed text);
 create table item (purchase integer, product integer, units integer);
 create index purchase_customer on purchase (customer);
@@ -24,9 +30,20 @@ def fill(connection: sqlite3.Connection) -> None:
     """The same orders on every start; about one in eight has no items (it was cancelled)."""
     uniform = random.Random(7).random
     connection.executescript(SCHEMA)
-    suppliers = [(number, f"supplier {number:02d}") for number in range(SUPPLIERS)]
+    countries = [(number, int(uniform() * 12)) for number in range(COUNTRIES)]
+    suppliers = [
+        (number, int(uniform() * COUNTRIES), f"supplier {number:02d}")
+        for number in range(SUPPLIERS)
+    ]
+    kinds = [(number, (0, 7, 19)[number % 3]) for number in range(KINDS)]
     products = [
-        (number, int(uniform() * SUPPLIERS), f"product {number:03d}", 50 + int(uniform() * 5000))
+        (
+            number,
+            int(uniform() * SUPPLIERS),
+            int(uniform() * KINDS),
+            f"product {number:03d}",
+            50 + int(uniform() * 5000),
+        )
         for number in range(PRODUCTS)
     ]
     purchases = []
@@ -38,8 +55,10 @@ def fill(connection: sqlite3.Connection) -> None:
             continue
         for _ in range(1 + int(uniform() * 7)):
             items.append((number, int(uniform() * PRODUCTS), 1 + int(uniform() * 4)))
-    connection.executemany("insert into supplier values (?, ?)", suppliers)
-    connection.executemany("insert into product values (?, ?, ?, ?)", products)
+    connection.executemany("insert into country values (?, ?)", countries)
+    connection.executemany("insert into supplier values (?, ?, ?)", suppliers)
+    connection.executemany("insert into kind values (?, ?)", kinds)
+    connection.executemany("insert into product values (?, ?, ?, ?, ?)", products)
     connection.executemany("insert into purchase values (?, ?, ?)", purchases)
     connection.executemany("insert into item values (?, ?, ?)", items)
     connection.commit()
@@ -65,12 +84,17 @@ class Orders:
                     "select product, units from item where purchase = ? order by rowid", (number,)
                 ).fetchall()
                 for product, units in lines:
-                    supplier, name, cents = execute(
-                        "select supplier, name, cents from product where id = ?", (product,)
+                    supplier, kind, name, cents = execute(
+                        "select supplier, kind, name, cents from product where id = ?", (product,)
                     ).fetchone()
-                    (by,) = execute(
-                        "select name from supplier where id = ?", (supplier,)
+                    country, by = execute(
+                        "select country, name from supplier where id = ?", (supplier,)
                     ).fetchone()
-                    items.append({"product": name, "by": by, "cents": units * cents})
+                    (tax,) = execute("select tax from kind where id = ?", (kind,)).fetchone()
+                    (duty,) = execute(
+                        "select duty from country where id = ?", (country,)
+                    ).fetchone()
+                    cost = units * cents * (100 + tax + duty) // 100
+                    items.append({"product": name, "by": by, "cents": cost})
                 orders.append({"order": number, "placed": placed, "items": items})
         return {"customer": customer, "orders": orders}

@@ -4,7 +4,7 @@ import random
 import re
 from typing import Any
 
-DOCUMENTS = 220
+DOCUMENTS = 280
 WORDS_PER_DOCUMENT = 45
 SYLLABLES = ["ka", "lo", "mi", "ne", "ru", "sa", "ti", "vo", "ze", "bar", "den", "fil", "gor"]
 
