@@ -136,6 +136,9 @@ def growth(places: Places, quick: bool) -> Iterator[Line]:
     for size in sizes:
         copies = rounds + 1 if size <= 10_000 else 1
         pools[size] = [build(folder / f"{size}-{n}.db", size) for n in range(copies)]
+        for log, _ in pools[size]:
+            built = (size - 1) // facts.EVENTS * facts.EVENTS + 1
+            equal("events built", log.count(), built)
     measured = {name: Rounds() for name in ("append", "name")}
     done = dict.fromkeys(sizes, 0)
     for side in turns([str(size) for size in sizes], rounds, measured["append"]):
@@ -191,11 +194,9 @@ def growth(places: Places, quick: bool) -> Iterator[Line]:
         beside=f"at {short:,}",
         ratio=ratio(opened, str(long), str(short), "cpu"),
     )
-    for path in paths.values():
-        if path == paths[str(long)] and not quick:
-            equal("events", path.stat().st_size > long * 200, True)
-        else:
-            _must_be_right(path)
+    for size in sizes:
+        if size <= 100_000:  # verify takes its time
+            _must_be_right(paths[str(size)])
 
 
 _NAMES = 3
