@@ -1,0 +1,1 @@
+"""Plug-ins for aiopt, one module each."""
