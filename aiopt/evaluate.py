@@ -343,7 +343,8 @@ class Evaluator:
         experiment = self._state.experiments[proposal.experiment or ""]
         side = self._bench.sides[proposal.proposed.candidate]
         emit = self._emitter(experiment)
-        sides: dict[Arm, Side] = {"A": await self._incumbent(), "B": side}
+        incumbent = await self._incumbent()
+        sides: dict[Arm, Side] = {"A": incumbent.writing_to(emit), "B": side}
         outcome = await judge_pairs(
             self._judge(experiment), self._target, self._backend, sides, emit
         )
@@ -417,8 +418,8 @@ class Evaluator:
         experiment = found[0] if found else self._begin("audit", 0, change)
         emit = self._emitter(experiment)
         sides: dict[Arm, Side] = {
-            "A": await self._known(state.baseline),
-            "B": await self._incumbent(),
+            "A": (await self._known(state.baseline)).writing_to(emit),
+            "B": (await self._incumbent()).writing_to(emit),
         }
         outcome = await judge_pairs(
             self._judge(experiment), self._target, self._backend, sides, emit

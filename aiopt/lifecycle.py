@@ -9,6 +9,7 @@ around it.
 import re
 import signal
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 
 import anyio
 from attrs import define, field, frozen
@@ -125,6 +126,12 @@ class Stages:
         self._blobs = blobs
         self._parser = parser
         self._attempts = dict(attempts or {})
+
+    def writing_to(self, emit: Emit) -> "Stages":
+        """The same stages in the same workspace, as part of another experiment."""
+        other = copy(self)
+        other._emit, other._attempts = emit, {}
+        return other
 
     # -- single stages --
 

@@ -9,7 +9,7 @@ same order, only if it was interrupted or the incumbent itself failed in it, nev
 from collections.abc import Mapping
 from pathlib import Path
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from aiopt.blobs import BlobStore
 from aiopt.errors import AiOptError
@@ -60,6 +60,10 @@ class Side:
 
     built: Built
     stages: Stages
+
+    def writing_to(self, emit: Emit) -> "Side":
+        """The same side as part of another experiment, which its events then belong to."""
+        return evolve(self, stages=self.stages.writing_to(emit))
 
 
 async def judge_pairs(

@@ -16,6 +16,7 @@ from aiopt.events import (
     CampaignFinished,
     CampaignInterrupted,
     CampaignResumed,
+    ExperimentFinished,
     MetricUnreadable,
     PairScheduled,
     PairVoided,
@@ -96,6 +97,18 @@ async def test_each_patch_of_a_pool_gets_what_it_deserves(tmp_path: Path) -> Non
     assert effects["size", "main"] == 0
     assert fold(read(tmp_path / "results")).campaigns[state.stream] == state
     sound(tmp_path / "results")
+
+
+async def test_nothing_is_added_to_an_experiment_that_is_finished(tmp_path: Path) -> None:
+    """The runs of an incumbent belong to the experiment that they are measured for."""
+    target = write_target(tmp_path / "target", {"01": cost(80), "02": cost(60, 80)})
+    await finish(target, tmp_path / "results")
+    finished = set()
+    for recorded in read(tmp_path / "results"):
+        assert recorded.stream not in finished
+        if isinstance(recorded.event, ExperimentFinished):
+            finished.add(recorded.stream)
+    assert len(finished) == 4  # baseline, two candidates, audit
 
 
 async def test_the_coin_is_logged_before_the_first_run_of_its_pair(tmp_path: Path) -> None:
