@@ -376,15 +376,7 @@ async def test_other_weights_over_the_same_log(tmp_path: Path) -> None:
     small = rescore(state, weights={"size": 1.0})
     assert [decision.patch for decision in small.flips] == ["02-win"]
     assert small.parts_at == small.flips[0].seq
-    more = rescore(
-        state,
-        params=state.params.__class__(
-            **{
-                **{a.name: getattr(state.params, a.name) for a in state.params.__attrs_attrs__},
-                "pairs": 20,
-            }
-        ),
-    )
+    more = rescore(state, params=evolve(state.params, pairs=20))
     assert {decision.replayed for decision in more.decisions} == {"needs_more"}
 
 
