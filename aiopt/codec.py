@@ -12,9 +12,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from math import isfinite
 from operator import eq
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import orjson
+from attrs import has
+from cattrs import Converter
+from cattrs.fns import identity
 from cattrs.gen import make_dict_structure_fn
 from cattrs.preconf.orjson import make_converter
 
@@ -55,7 +58,20 @@ _PLAIN: Sequence[tuple[Any, Callable[[Any, Any], Any]]] = (
     (dict[str, float], _floats),
     (dict[str, tuple[float, ...]], _samples),
 )
-_AS_IT_IS = (*(kind for kind, _ in _PLAIN), dict[str, str], tuple[str, ...])
+_AS_IT_IS = (
+    *(kind for kind, _ in _PLAIN),
+    *(dict[str, str], tuple[str, ...]),
+    *(str | None, int | None, float | None),
+)
+
+
+def _holds_values(kind: Any) -> bool:
+    return get_origin(kind) is tuple and has(get_args(kind)[0])
+
+
+def _list_of(kind: Any, converter: Converter) -> Callable[[Any], Any]:
+    unstructure = converter.get_unstructure_hook(get_args(kind)[0])
+    return lambda values: [unstructure(value) for value in values]
 
 
 class Codec:
@@ -69,7 +85,11 @@ class Codec:
     ) -> None:
         """Raise ValueError if the upcasters leave a gap between version 1 and the current one."""
         converter = make_converter(detailed_validation=False)
-        converter.register_unstructure_hook_func(lambda t: t in _AS_IT_IS, lambda value: value)
+        # cattrs knows this function: what it generates does not even call it.
+        converter.register_unstructure_hook_func(lambda t: t in _AS_IT_IS, identity)
+        converter.register_unstructure_hook_factory(
+            _holds_values, lambda kind: _list_of(kind, converter)
+        )
         for kind, hook in _PLAIN:
             converter.register_structure_hook_func(partial(eq, kind), hook)
         self._upcasters = dict(upcasters)

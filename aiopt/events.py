@@ -10,7 +10,7 @@ artifact in the blob store.
 Arms: `A` is the incumbent (in an audit: the baseline), `B` the candidate.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from attrs import field, frozen
 
@@ -472,9 +472,8 @@ EVENT_TYPES: tuple[type[Event], ...] = Event.__args__
 """Every class of event, in the order of the catalogue."""
 
 
-@frozen(kw_only=True, slots=True)
-class Recorded:
-    """An event in its place in a log."""
+class Recorded(NamedTuple):
+    """An event in its place in a log. A tuple, for one is made for every event that passes by."""
 
     seq: int
     stream: str

@@ -112,9 +112,17 @@ class Log:
     def _refresh(self) -> None:
         """Learn from the file where it ends."""
         self._versions = self.streams()
+        for stream in self._versions:
+            self._count(stream)
         end = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'event'").fetchone()
         self._seq = end[0] if end else 0
         self._wseq, self._hash = self._end(self.writer) or (0, genesis(self.writer))
+
+    def _count(self, stream: str) -> None:
+        """Remember the highest number of each kind of stream."""
+        match = _NUMBERED.match(stream)
+        if match:
+            self._numbers[match[1]] = max(self._numbers.get(match[1], 0), int(match[2]))
 
     def _end(self, writer: int) -> tuple[int, bytes] | None:
         query = "SELECT wseq, hash FROM event WHERE writer = ? ORDER BY wseq DESC LIMIT 1"
@@ -139,6 +147,7 @@ class Log:
             batch: list[tuple[Any, ...]] = []
             result: list[Recorded] = []
             encode, sha256, known = codec.encode, hashlib.sha256, self._versions
+            new = tuple.__new__
             for stream, event in items:
                 name, schema_version, payload = encode(event)
                 seq += 1
@@ -147,6 +156,8 @@ class Log:
                 versions[stream] = version
                 text = canonical(stream, version, name, schema_version, writer, wseq, at, payload)
                 previous = sha256(previous + text).digest()
+                place = (seq, stream, version, writer, wseq, at, previous, event)
+                result.append(new(Recorded, place))
                 batch.append(
                     (
                         seq,
@@ -159,18 +170,6 @@ class Log:
                         at,
                         payload,
                         previous,
-                    )
-                )
-                result.append(
-                    Recorded(
-                        seq=seq,
-                        stream=stream,
-                        version=version,
-                        writer=writer,
-                        wseq=wseq,
-                        recorded_at=at,
-                        hash=previous,
-                        event=event,
                     )
                 )
             if not batch:
@@ -190,7 +189,10 @@ class Log:
                     raise explain(self.path, error) from error
                 raise
             self._seq, self._wseq, self._hash = seq, wseq, previous
-            self._versions.update(versions)
+            for stream in versions:
+                if stream not in known:
+                    self._count(stream)
+            known.update(versions)
             return result
 
     def _overtaken(self, batch: Sequence[tuple[Any, ...]]) -> ConcurrentWriteError:
@@ -235,19 +237,11 @@ class Log:
 
     def streams(self) -> dict[str, int]:
         """Every stream with its last version, in the order of names."""
-        found: dict[str, int] = {}
-        query = (
-            "SELECT stream, version FROM event WHERE stream > ? ORDER BY stream, version LIMIT 1"
-        )
-        last = "SELECT max(version) FROM event WHERE stream = ?"
+        query = "SELECT stream, max(version) FROM event GROUP BY stream ORDER BY stream"
         try:
-            first = self._db.execute(query, [""]).fetchone()
-            while first is not None:
-                found[first[0]] = self._db.execute(last, [first[0]]).fetchone()[0]
-                first = self._db.execute(query, [first[0]]).fetchone()
+            return dict(self._db.execute(query))
         except sqlite3.Error as error:
             raise explain(self.path, error) from error
-        return found
 
     def _value(self, query: str) -> Any:
         try:
@@ -264,9 +258,7 @@ class Log:
             raise ValueError(f"{kind!r} is no kind of stream: small letters and digits only")
         with self._lock:
             self._must_be_writer()
-            taken = (_NUMBERED.match(stream) for stream in self._versions)
-            used = (int(match[2]) for match in taken if match and match[1] == kind)
-            number = max(self._numbers.get(kind, 0), *used, 0) + 1
+            number = self._numbers.get(kind, 0) + 1
             self._numbers[kind] = number
         return ids.stream_name(kind, number, self.writer)
 
