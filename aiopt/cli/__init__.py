@@ -24,6 +24,10 @@ COMMANDS = {
     "replay": ("aiopt.cli.replay:replay", "Rank and decide anew under other weights or rules."),
     "verify": ("aiopt.cli.logs:verify", "Check that a log is what was once written."),
     "merge": ("aiopt.cli.logs:merge", "Join the logs of several machines into one."),
+    "export": (
+        "aiopt.cli.export:export",
+        "Write folders that repeat each experiment, and tables.",
+    ),
     "targets": ("aiopt.cli.targets:targets", "List the targets that can be run."),
     "new-target": ("aiopt.cli.targets:new_target", "Write the skeleton of a new target."),
     "plugins": ("aiopt.cli.plugins:plugins", "List plug-ins and whether they load."),

@@ -213,7 +213,7 @@ class Progress:
             self.clear()
         elif is_terminal(self.stream):
             width = shutil.get_terminal_size().columns
-            self.stream.write(f"\r\x1b[K{one_line(line, width - 1)}")
+            self.stream.write(f"\r\x1b[K{line[: width - 1]}")
             self.stream.flush()
             self._shown = True
         elif self._last is None or self.clock() - self._last >= _PLAIN_SECONDS:

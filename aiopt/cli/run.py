@@ -181,8 +181,6 @@ def _conclude(ctx: click.Context, result: Summary, log: Path, as_json: bool) -> 
 
 def _next(result: Summary, log: Path) -> list[str]:
     """What to type now."""
-    from aiopt.cli import COMMANDS
-
     rows = [row for row in result.candidates if row.experiment]
     kept = [row for row in rows if row.status == "keep"]
     lines = [f"log: {log}", "next:"]
@@ -192,6 +190,4 @@ def _next(result: Summary, log: Path) -> list[str]:
     if metrics:
         weights = ",".join(f"{name}={1 / len(metrics):.3g}" for name in metrics)
         lines.append(f"  aiopt replay {log} --weights {weights}")
-    if "export" in COMMANDS:
-        lines.append(f"  aiopt export {log}")
-    return lines
+    return [*lines, f"  aiopt export {log}"]

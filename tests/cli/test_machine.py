@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+import aiopt
 from aiopt import plugins
+from aiopt.protocols import NotAvailable, Workspace
 from aiopt.target import load_target
 
 from .conftest import Maker, invoke
@@ -134,3 +136,46 @@ def test_doctor_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     result = invoke("doctor")
     assert result.exit_code == 1
     assert "git: apt-get install git" in result.stdout
+
+
+class _Backend:
+    async def observe(self) -> dict[str, Any]:
+        raise aiopt.BackendUnavailable("no route to the machine")
+
+
+class _Profiler:
+    def __init__(self, unavailable: NotAvailable | None) -> None:
+        self._unavailable = unavailable
+
+    async def probe(self, workspace: Workspace) -> NotAvailable | None:
+        return self._unavailable
+
+
+def test_doctor_probes_plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each backend is asked what it is, each profiler whether it works here; fixes are shown."""
+    monkeypatch.chdir(tmp_path)
+    mine: dict[tuple[str, str], Any] = {
+        ("backends", "far"): _Backend(),
+        ("profilers", "good"): _Profiler(None),
+        ("profilers", "lacking"): _Profiler(NotAvailable(reason="no perf", fix="install perf")),
+    }
+    known, load = plugins.available, plugins.load
+
+    def available(group: str) -> tuple[plugins.Found, ...]:
+        more = [_entry(name, kind, "x:y") for kind, name in mine if kind == group]
+        found = known(group) if group == "backends" else ()
+        return (*(f for f in found if f.name == "local"), *more)
+
+    def loaded(group: str, name: str) -> Any:
+        if (group, name) not in mine:
+            return load(group, name)
+        return plugins.Loaded(plugin=mine[group, name], used=_entry(name, group, "x:y").used)
+
+    monkeypatch.setattr("aiopt.cli.doctor.plugins.available", available)
+    monkeypatch.setattr("aiopt.cli.doctor.plugins.load", loaded)
+    checks = {c["name"]: c for c in json.loads(invoke("doctor", "--json").stdout)["checks"]}
+    assert checks["backend local"]["status"] == "ok"
+    assert checks["backend far"]["detail"] == "no route to the machine"
+    assert checks["profiler good"]["status"] == "ok"
+    assert checks["profiler lacking"]["fix"] == "install perf"
+    assert "profiler lacking: install perf" in invoke("doctor").stdout

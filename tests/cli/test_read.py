@@ -207,3 +207,19 @@ def test_merge_makes_short_names_ambiguous(finished: Finished, tmp_path: Path) -
     assert report == {"events": 0, "writers": 0, "blobs": 0, "log": str(both)}
     assert invoke("show", both).stdout.count("unfinished") == 1
     assert invoke("verify", both).exit_code == 0
+
+
+def test_export(finished: Finished, tmp_path: Path) -> None:
+    """Folders and tables, or the whole log as lines of JSON."""
+    answer = json.loads(invoke("export", "toy", "--out", tmp_path, "--json").stdout)
+    assert list(answer) == ["log", "folders", "tables", "notes"]
+    assert all(Path(folder, "README.md").is_file() for folder in answer["folders"])
+    text = invoke("export", "toy", "--out", tmp_path, "--campaign", "cmp-0001").stdout
+    assert text.split() == [*answer["folders"], *answer["tables"]]
+    file = tmp_path / "events.jsonl"
+    assert "events" in invoke("export", "toy", "--jsonl", file).stdout
+    assert invoke("export", "toy", "--jsonl", "-").stdout == file.read_text()
+    count = json.loads(invoke("export", "toy", "--jsonl", file, "--json").stdout)["events"]
+    assert count == len(file.read_text().splitlines()) - 1
+    assert invoke("export", "toy", "--jsonl", "-", "--json").exit_code == 2
+    assert invoke("export", "toy", "--jsonl", "-", "--out", tmp_path).exit_code == 2

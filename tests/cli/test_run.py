@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import aiopt
+from aiopt.config import structure
 from aiopt.events import Recorded
 from aiopt.log import Log
 from aiopt.settings import Settings, load_settings
@@ -173,7 +174,7 @@ def test_interrupt_resume_and_lease(toy: Maker) -> None:
 
 def test_terminated_is_130(toy: Maker) -> None:
     """SIGTERM is as good as Ctrl-C; --new begins another campaign then."""
-    toy(pause=0.2, patches=("05-nothing",))
+    toy(pause=0.1, patches=("05-nothing",))
     process = command("run", "toy", "--json")
     _wait_for(Path("results/toy/events.db"), "ExperimentStarted", process)
     process.terminate()
@@ -188,8 +189,7 @@ def test_terminated_is_130(toy: Maker) -> None:
 def test_from_python(toy: Maker) -> None:
     """`aiopt.run` gives the same summary, `aiopt.rescore` what other weights make of it."""
     folder = toy(patches=("01-better",))
-    table = load_settings(Path("aiopt.toml"))
-    settings = Settings(rule_options=table["rule_options"])
+    settings = structure(load_settings(Path("aiopt.toml")), Settings, "aiopt.toml")
     seen: list[Recorded] = []
     result = aiopt.run(folder, settings=settings, observer=seen.append)
     assert result.kept == ("01-better",)
