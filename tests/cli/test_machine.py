@@ -12,7 +12,7 @@ from aiopt import plugins
 from aiopt.protocols import NotAvailable, Workspace
 from aiopt.target import load_target
 
-from .conftest import Maker, invoke
+from .conftest import Maker, invoke, write_settings
 
 
 def _entry(name: str, group: str, value: str) -> plugins.Found:
@@ -77,6 +77,7 @@ def test_targets_of_packages(toy: Maker, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_new_target_loads_and_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The skeleton is a target; nothing is overwritten; the next commands are named."""
     monkeypatch.chdir(tmp_path)
+    write_settings(tmp_path)
     result = invoke("new-target", "mine")
     assert result.exit_code == 0
     assert [line.strip() for line in result.stdout.splitlines()[-3:]] == [
