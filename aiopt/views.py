@@ -16,7 +16,6 @@ from aiopt.events import (
     Effect,
     Event,
     EvidenceCaptured,
-    ExperimentFinished,
     GateFailed,
     GatePassed,
     MetricUnreadable,
@@ -334,9 +333,6 @@ class ExperimentView:
     status: str
     reason: str
     stages: tuple[StageRow, ...]
-    """Up to the end of the experiment."""
-    later_runs: int
-    """How many stages ran afterwards, as the incumbent of other experiments."""
     gates: tuple[GateRow, ...]
     pairs: tuple[PairRow, ...]
     evidence: tuple[EvidenceRow, ...]
@@ -348,7 +344,7 @@ def experiment_view(
     campaign: CampaignState, experiment: ExperimentState, events: Iterable[Event]
 ) -> ExperimentView:
     """One experiment; `events` are those of its stream."""
-    own, later = _own(events)
+    events = tuple(events)
     started = experiment.started
     proposal = campaign.proposals.get(started.number)
     if proposal is not None:
@@ -372,26 +368,12 @@ def experiment_view(
         mode=started.mode,
         status=status,
         reason=reason,
-        stages=stage_table(own),
-        later_runs=later,
-        gates=gate_table(own),
-        pairs=pair_table(own),
-        evidence=evidence_table(own),
+        stages=stage_table(events),
+        gates=gate_table(events),
+        pairs=pair_table(events),
+        evidence=evidence_table(events),
         effects=tuple(effect_view(effect) for effect in measured.effects) if measured else (),
     )
-
-
-def _own(events: Iterable[Event]) -> tuple[tuple[Event, ...], int]:
-    """The events up to the end of the experiment, and how many stages were started after it."""
-    own: list[Event] = []
-    later, ended = 0, False
-    for event in events:
-        if not ended:
-            own.append(event)
-        elif isinstance(event, StageStarted):
-            later += 1
-        ended |= isinstance(event, ExperimentFinished)
-    return tuple(own), later
 
 
 # ---- tables of one campaign ----

@@ -301,19 +301,17 @@ def test_gates_pairs_and_evidence() -> None:
 
 
 def test_experiment() -> None:
-    """Everything up to its end; what ran later, as the incumbent of others, is only counted."""
+    """Everything about it, made of its stream and of the campaign's fold."""
     stream = "exp-0001~1"
-    later = make(StageStarted, stage="workload", attempt=0, run="x")
     own: list[Event] = [
         *_pair(0, 100, 80),
         make(VerdictReached, kind="keep", reason="better", effects=(_effect(),)),
         ExperimentFinished(outcome="judged"),
-        later,
     ]
     state = _state(_proposed(1), _experiment(stream), *_on(stream, own))
     view = experiment_view(state, state.experiments[stream], own)
     assert (view.status, view.reason, view.hypothesis) == ("keep", "better", "less work")
-    assert (len(view.pairs), view.stages, view.later_runs) == (1, (), 1)
+    assert (len(view.pairs), view.stages) == (1, ())
     assert view.genome == (("fast", "a" * 64),)
 
 

@@ -140,8 +140,6 @@ def _lines(view: ExperimentView, store: BlobStore) -> Iterator[str]:
     if view.stages:
         yield ""
         yield from _stage_lines(view.stages)
-    if view.later_runs:
-        yield f"and {view.later_runs} stages later, as the incumbent of other experiments"
     patch = _patch(view, store)
     if patch is not None:
         yield ""
