@@ -176,7 +176,7 @@ def test_terminated_is_130(toy: Maker) -> None:
     """SIGTERM is as good as Ctrl-C; --new begins another campaign then."""
     toy(pause=0.1, patches=("05-nothing",))
     process = command("run", "toy", "--json")
-    _wait_for(Path("results/toy/events.db"), "ExperimentStarted", process)
+    _wait_for(Path("results/toy/events.db"), "PairScheduled", process)
     process.terminate()
     output, _ = process.communicate(timeout=20)
     assert process.returncode == 130
