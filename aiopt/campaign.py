@@ -1,8 +1,8 @@
 """The loop: fold the log, ask the strategy, let the proposer propose, evaluate, append.
 
 There is no state but the fold of the log. A campaign that was killed at any moment is opened
-again, what its controller left
-running is killed, the pair that was cut off is voided, and the loop goes on where the log ends.
+again, what its controller left running is killed, the pair that was cut off is voided, and the
+loop goes on where the log ends.
 """
 
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -324,8 +324,8 @@ class Campaign:
         )
 
     def _propose(self, proposal: Proposal, selection: Selection, proposer: str) -> int:
-        """Log a proposal: its patch is stored first, so that nothing can refer to what is not
-        there.
+        """Log a proposal: its patch is stored first, so that
+        nothing can refer to what is not there.
         """
         patch = proposal.patch
         try:
@@ -352,8 +352,8 @@ class Campaign:
         return number
 
     async def close(self) -> None:
-        """Give up all workspaces. Trees stay while the campaign can still go on, so that nothing
-        is built twice.
+        """Give up all workspaces. Trees stay while the campaign can
+        still go on, so that nothing is built twice.
         """
         begun = self._journal.stream != ""
         await self._bench.close_all(keep_trees=begun and self.state.finished is None)
@@ -369,8 +369,8 @@ async def open_campaign(
     observer: Observer | None = None,
     wait: float = 0.0,
 ) -> AsyncIterator[Campaign]:
-    """A campaign on the target in `folder`, logging to `results/<target>/`: a new one, or the one
-    whose stream is `resume`.
+    """A campaign on the target in `folder`, logging to `results/<target>/`:
+    a new one, or the one whose stream is `resume`.
 
     A resumed campaign uses the settings that it was started with. `wait` is how many seconds to
     wait for the lease.

@@ -1,10 +1,9 @@
 """Patches as values: their canonical text, what they touch, and whether a target allows that.
 
 A patch is a unified diff as git writes it. Everything before its first file header is free text; a
-line
-`Hypothesis: …` there says why it should help. Nothing here touches a file: whether a patch applies
-is git's answer
-(`aiopt.sources`), and the scope is checked a second time on what git then really changed.
+line `Hypothesis: …` there says why it should help. Nothing here touches a file: whether a patch
+applies is git's answer (`aiopt.sources`), and the scope is checked a second time on what git then
+really changed.
 """
 
 import re

@@ -124,8 +124,8 @@ class Evaluator:
     # -- the baseline --
 
     async def baseline(self) -> None:
-        """Build, test and run the unmodified source once under every workload, unless that was
-        done.
+        """Build, test and run the unmodified source once under
+        every workload, unless that was done.
 
         Raises:
             BaselineFailed: with the stage and what it said.
@@ -308,9 +308,7 @@ class Evaluator:
         return None
 
     def _seen_before(self, tree: str) -> _Rejection | None:
-        """Whether this very tree is the incumbent's, or was judged against this incumbent
-        already.
-        """
+        """Whether this very tree is the incumbent's, or was judged against it already."""
         state = self._state
         if tree == state.incumbent_tree:
             return _Rejection("empty", "it changes nothing: the tree is the incumbent's")
@@ -393,8 +391,8 @@ class Evaluator:
             await self._bench.close(candidate)
 
     async def _session_lost(self, proposal: ProposalState, reason: str) -> None:
-        """Void what was cut off and let the next round try again; the third time the candidate is
-        to blame.
+        """Void what was cut off and let the next round try again; the
+        third time the candidate is to blame.
         """
         candidate = proposal.proposed.candidate
         experiment = self._state.experiments[proposal.experiment or ""]
@@ -428,8 +426,8 @@ class Evaluator:
 
 
 def cut_off_pairs(facts: Iterable[Event]) -> Iterator[PairVoided]:
-    """The voids of pairs that were scheduled and did not get both runs: one side alone was not
-    measured beside the other.
+    """The voids of pairs that were scheduled and did not get both runs:
+    one side alone was not measured beside the other.
     """
     missing: dict[tuple[str, str, int, int], tuple[PairScheduled, set[str]]] = {}
     for event in facts:

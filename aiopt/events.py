@@ -1,13 +1,12 @@
 """The facts that a log is made of: frozen values, named in the past tense.
 
 An event holds what was proposed, run, measured, captured or failed, and why. It never holds a
-fitness or a rank: those are
-folds. It holds no clock reading, id or position either: `Log.append` stamps those, and nothing
-else does.
+fitness or a rank: those are folds. It holds no clock reading, id or position either: `Log.append`
+stamps those, and nothing else does.
 
 Units are in the names or are these: seconds, bytes. A *blob* is the sha256 (64 hex digits) of an
-artifact in the blob store.
-Arms: `A` is the incumbent (in an audit: the baseline), `B` the candidate.
+artifact in the blob store. Arms: `A` is the incumbent (in an audit: the baseline), `B` the
+candidate.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -81,9 +80,7 @@ class PluginUsed:
 
 @frozen(kw_only=True, slots=True)
 class PatchRef:
-    """One patch of a genome; `digest` is the sha256 of its canonical text, which is also its
-    blob.
-    """
+    """One patch of a genome; `digest` is the sha256 of its canonical text, and its blob."""
 
     name: str
     digest: str
@@ -103,9 +100,8 @@ class Effect:
     """How candidate and incumbent differ in one metric under one workload.
 
     `effect`, `low` and `high` are natural logs of cost ratios, positive means the candidate is
-    better
-    (ln(A/B) where lower is better, ln(B/A) where higher is); None: no finite bound at this number
-    of pairs.
+    better (ln(A/B) where lower is better, ln(B/A) where higher is); None: no finite bound at this
+    number of pairs.
     """
 
     metric: str
@@ -158,9 +154,7 @@ class CampaignStarted:
 
 @frozen(kw_only=True, slots=True)
 class CampaignResumed:
-    """A controller took the campaign over; what its predecessor had left running was killed
-    first.
-    """
+    """A controller took the campaign over; what its predecessor left running was killed first."""
 
     processes_killed: int
     aiopt_version: str
@@ -258,17 +252,15 @@ class ExperimentStarted:
 
 @frozen(kw_only=True, slots=True)
 class StageStarted:
-    """A stage is about to run; logged before it does, so that its remains can be found and
-    killed.
-    """
+    """A stage is about to run; logged before, so that its remains can be found and killed."""
 
     stage: StageName
     attempt: int
     argv: tuple[str, ...]
     timeout: float
     supervisor: ProcessRef | None
-    """The process under which everything that the stage starts lives; None where the backend has
-    its own way.
+    """The process under which everything that the stage starts
+    lives; None where the backend has its own way.
     """
     run: str = ""
     """Which run of a pair it belongs to (`screen:mixed:3:0:B`), or empty."""
@@ -374,8 +366,8 @@ class MetricUnreadable:
 
 @frozen(kw_only=True, slots=True)
 class PairVoided:
-    """A pair does not count, by a rule on the machine's state or because it was interrupted, never
-    by its values.
+    """A pair does not count, by a rule on the machine's state or
+    because it was interrupted, never by its values.
     """
 
     purpose: PairPurpose
@@ -402,8 +394,8 @@ class EvidenceCaptured:
 
 @frozen(kw_only=True, slots=True)
 class ProfilerUnavailable:
-    """A profiler gave no evidence. `status` says whether it could not run, failed or saw too
-    little.
+    """A profiler gave no evidence. `status` says whether it
+    could not run, failed or saw too little.
     """
 
     profiler: str

@@ -1,10 +1,8 @@
 """Comparable numbers for candidates: always folded from the runs, never logged.
 
 The one measure here is the weighted mean of log cost ratios against the incumbent,
-direction-aware, so positive is better and
-a change of units changes nothing. A candidate that was not measured has no number but a reason, so
-it can never outrank one
-that was.
+direction-aware, so positive is better and a change of units changes nothing. A candidate that was
+not measured has no number but a reason, so it can never outrank one that was.
 """
 
 from collections.abc import Mapping, Sequence

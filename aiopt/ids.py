@@ -1,10 +1,8 @@
 """Names that follow from content, so that the same thing has the same name everywhere.
 
 Streams are called `<kind>-<number>~<writer>`: `exp-0007~3k9fa2c`. The number counts within a log,
-the tag names the
-writer that began the stream, so that logs of several machines can be merged without a clash.
-People see and type the short
-name, `exp-0007`.
+the tag names the writer that began the stream, so that logs of several machines can be merged
+without a clash. People see and type the short name, `exp-0007`.
 """
 
 import hashlib
@@ -29,9 +27,7 @@ def digest(data: bytes) -> str:
 
 
 def candidate_id(base_commit: str, patch_digests: Iterable[str]) -> str:
-    """A candidate's id: 12 hex digits over the base commit and the ordered digests of its
-    patches.
-    """
+    """The id of a candidate: 12 hex digits over base commit and ordered digests of its patches."""
     text = "\n".join(["aiopt candidate 1", base_commit, *patch_digests])
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -13,8 +13,8 @@ Observer = Callable[[Recorded], None]
 
 
 class Journal:
-    """The only way in which a campaign changes its state: on disk first, then in the fold, then
-    told to the observer.
+    """The only way in which a campaign changes its state: on disk first,
+    then in the fold, then told to the observer.
     """
 
     def __init__(self, log: Log, state: LogState, observer: Observer | None = None) -> None:

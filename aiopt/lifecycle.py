@@ -1,9 +1,8 @@
 """One candidate's stages, and the events that they leave.
 
 A backend knows nothing of events; `Stages` wraps its workspace and writes them. `prepare` takes a
-candidate through source,
-build, test and binary identity; `Stages.execute` is one execution of the workload with everything
-around it.
+candidate through source, build, test and binary identity; `Stages.execute` is one execution of the
+workload with everything around it.
 """
 
 import re
@@ -41,8 +40,8 @@ _STDOUT_CAP = 32 * 1024 * 1024
 
 @define
 class Output:
-    """A sink that keeps what a command prints: both streams in order of arrival, and standard
-    output by itself.
+    """A sink that keeps what a command prints: both streams in order
+    of arrival, and standard output by itself.
     """
 
     log: bytearray = field(factory=bytearray)
@@ -240,8 +239,8 @@ class Stages:
         run: str,
         wrap: Callable[[Command], Command] | None = None,
     ) -> Execution:
-        """deploy, workload, collect, teardown in a fresh run folder; a service is started anew and
-        is gone afterwards.
+        """deploy, workload, collect, teardown in a fresh run folder; a
+        service is started anew and is gone afterwards.
 
         `wrap` puts a profiler around what is measured: the service if there is one, else the
         workload.
@@ -439,12 +438,11 @@ async def prepare(
     known_artifact: str | None = None,
     passed: Sequence[str] = (),
 ) -> Built | None:
-    """Build and test a candidate whose source is in the workspace; None if a gate failed, which is
-    then logged.
+    """Build and test a candidate whose source is in the workspace;
+    None if a gate failed, which is then logged.
 
     `known_artifact` and `passed` are what an earlier controller got to: a build whose files are
-    still the same is not
-    repeated, nor is a test that it passed.
+    still the same is not repeated, nor is a test that it passed.
     """
     emit(SourcePrepared(tree=tree, harness_digest=harness_digest))
     await workspace.new_run("prepare")

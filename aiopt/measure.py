@@ -1,9 +1,9 @@
-"""The pairs: incumbent and candidate side by side, in the order of a coin that is logged before
-the first of the two runs.
+"""The pairs: incumbent and candidate side by side, in the order of a
+coin that is logged before the first of the two runs.
 
 Each run starts everything anew. Nobody else builds or measures on the machine while a pair runs. A
-pair is repeated, in the
-same order, only if it was interrupted or the incumbent itself failed in it, never for its values.
+pair is repeated, in the same order, only if it was interrupted or the incumbent itself failed in
+it, never for its values.
 """
 
 from collections.abc import Mapping
@@ -176,9 +176,7 @@ def outcome_of(
 
 
 def _not_positive(execution: Execution, target: Target) -> list[Problem]:
-    """What is compared by its ratio must be above 0; a 0 there is a failed reading, not a
-    record.
-    """
+    """What is compared by ratio must be above 0; a 0 is a failed reading, not a record."""
     return [
         Problem(name, f"{value:g}", None, "must be above 0: it is compared by ratio")
         for name, metric in target.metrics.items()

@@ -1,9 +1,8 @@
 """Plug-ins by name: one entry-point group per kind, one object loaded at a time.
 
 Listing names imports nothing. A plug-in is a class whose attrs fields are its options; `load`
-builds it from a table.
-`AIOPT_PLUGINS` limits what is found: `none`, or a comma-separated list of distributions besides
-aiopt itself.
+builds it from a table. `AIOPT_PLUGINS` limits what is found: `none`, or a comma-separated list of
+distributions besides aiopt itself.
 """
 
 import os
@@ -28,8 +27,8 @@ _METHODS: Mapping[str, tuple[str, ...]] = {
     "proposers": ("propose",),
     "targets": (),
 }
-"""What the object must have; checked at load, where the distribution can be named, not at the
-first call.
+"""What the object must have; checked at load, where the
+distribution can be named, not at the first call.
 """
 
 

@@ -1,10 +1,9 @@
 """The contracts that plug-ins fulfil, and the values that pass through them.
 
 This module and `aiopt.testing` are what third parties may lean on; everything else may change
-between releases. A plug-in is
-an attrs class that the core finds by entry point (`aiopt.backends`, `aiopt.profilers`,
-`aiopt.strategies`,
-`aiopt.proposers`) and builds from the options table of the same name: its fields are its options.
+between releases. A plug-in is an attrs class that the core finds by entry point (`aiopt.backends`,
+`aiopt.profilers`, `aiopt.strategies`, `aiopt.proposers`) and builds from the options table of the
+same name: its fields are its options.
 
 Protocol members are read-only properties, so that frozen classes fulfil them.
 """
@@ -57,8 +56,8 @@ class Command:
     """Something to run in a workspace.
 
     `argv` may use the placeholders `{source}`, `{harness}` and `{run}`; the workspace puts its own
-    folders in. `env` is all
-    that the command sees beside the whitelist of the backend. `timeout` is in seconds.
+    folders in. `env` is all that the command sees beside the whitelist of the backend. `timeout`
+    is in seconds.
     """
 
     argv: tuple[str, ...]
@@ -131,10 +130,9 @@ class WorkspaceSpec:
     """What a workspace is for.
 
     `tree` (the candidate's source) and `harness` (the target's own files) are folders on the
-    controller's machine. A backend
-    on the same machine may use them in place, another one copies them over. `writable` are folders
-    beyond the workspace
-    that stages may write to: shared build caches that the target declares.
+    controller's machine. A backend on the same machine may use them in place, another one copies
+    them over. `writable` are folders beyond the workspace that stages may write to: shared build
+    caches that the target declares.
     """
 
     name: str
@@ -196,8 +194,8 @@ class Workspace(Protocol):
         ...
 
     async def digest(self, patterns: Sequence[str]) -> tuple[str, int]:
-        """One sha256 over the files of `{source}` that match gitignore-style patterns, and how
-        many they are.
+        """One sha256 over the files of `{source}` that match
+        gitignore-style patterns, and how many they are.
         """
         ...
 
@@ -239,9 +237,7 @@ class Backend(Protocol):
         ...
 
     def measuring(self) -> AbstractAsyncContextManager[None]:
-        """Held while a pair is measured; nobody else on that machine builds or measures
-        meanwhile.
-        """
+        """Held while a pair is measured; nobody else there builds or measures meanwhile."""
         ...
 
     async def kill_remains(self, marker: str, supervisors: Sequence[ProcessRef]) -> int:

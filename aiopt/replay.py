@@ -1,11 +1,10 @@
-"""The fold: what a log's events add up to, and what other weights or another rule would make of
-them.
+"""The fold: what a log's events add up to, and what other
+weights or another rule would make of them.
 
 `step` is pure but for one thing: it updates the containers of the state that it is given, which
-the fold owns (copying them
-would make a long log quadratic). No clock, no randomness, no I/O. The live campaign, `aiopt
-replay`, the export and the tests
-call this same function, so a live state always equals the fold of what was written.
+the fold owns (copying them would make a long log quadratic). No clock, no randomness, no I/O. The
+live campaign, `aiopt replay`, the export and the tests call this same function, so a live state
+always equals the fold of what was written.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -132,8 +131,8 @@ class CampaignState:
                 yield proposal
 
     def cut_off_stages(self) -> Iterator[StageStarted]:
-        """Stages that were started and not finished, in this campaign's stream and its
-        experiments'.
+        """Stages that were started and not finished, in this
+        campaign's stream and its experiments'.
         """
         yield from self.open_stages.values()
         for experiment in self.experiments.values():

@@ -1,13 +1,10 @@
 """Source trees: one private git repository per log, and one checked-out tree per candidate.
 
 The repository lies beside the log, in a folder that can be deleted at any time: commits and trees
-are named by their content,
-so preparing the same source again gives the same names. A candidate's tree contains no `.git` at
-all: the index is kept
-outside and every git command names repository, index and tree explicitly. Code under test can
-therefore neither rewrite
-history nor lead a later git command of ours into a repository of its own, whose configuration
-would be executed.
+are named by their content, so preparing the same source again gives the same names. A candidate's
+tree contains no `.git` at all: the index is kept outside and every git command names repository,
+index and tree explicitly. Code under test can therefore neither rewrite history nor lead a later
+git command of ours into a repository of its own, whose configuration would be executed.
 """
 
 import hashlib
@@ -105,8 +102,8 @@ class SourceRepository:
         self._indexes.mkdir(parents=True, exist_ok=True)
 
     async def import_folder(self, folder: Path) -> tuple[str, str]:
-        """Commit and tree of a folder's files (what its .gitignore files leave),
-        deterministically.
+        """Commit and tree of a folder's files (what its .gitignore
+        files leave), deterministically.
         """
         await self._create()
         env = self._fresh_index(folder)
@@ -217,8 +214,8 @@ class SourceRepository:
         return tree
 
     async def is_unchanged(self, folder: Path) -> bool:
-        """Whether the tracked files of a checked-out tree are still what was checked out and
-        applied.
+        """Whether the tracked files of a checked-out tree are still
+        what was checked out and applied.
         """
         if not self._is_checked_out(folder):
             return False

@@ -1,8 +1,7 @@
 """`target.toml`: what a codebase offers to be changed, how it is built, checked and measured.
 
 `parse_target` is pure and reports all problems at once, each with its path; `load_target` reads a
-folder. Nothing here runs
-anything.
+folder. Nothing here runs anything.
 """
 
 import hashlib
@@ -51,8 +50,8 @@ USAGE_METRICS = {
 
 @frozen(kw_only=True)
 class Source:
-    """Where the code comes from: exactly one of a folder, a git repository, or a script that
-    fetches it.
+    """Where the code comes from: exactly one of a folder, a git
+    repository, or a script that fetches it.
     """
 
     path: str | None = None
@@ -65,9 +64,7 @@ class Source:
 
 @frozen(kw_only=True)
 class Scope:
-    """Which files patches may touch: gitignore-style patterns, relative to the root of the
-    source.
-    """
+    """Which files patches may touch: gitignore-style patterns, relative to the source's root."""
 
     editable: tuple[str, ...]
 
@@ -84,8 +81,8 @@ class Artifact:
 
 @frozen(kw_only=True)
 class Harness:
-    """The target's own files that stages need; everything in the folder but `exclude` and the
-    source.
+    """The target's own files that stages need; everything in the
+    folder but `exclude` and the source.
     """
 
     exclude: tuple[str, ...] = ("/patches/", "*.md", "/Dockerfile", "/k8s/", "__pycache__/")
@@ -93,8 +90,8 @@ class Harness:
 
 @frozen(kw_only=True)
 class Ready:
-    """How to know that a service answers: one of a line on its standard output, an open port, an
-    HTTP path.
+    """How to know that a service answers: one of a line on its
+    standard output, an open port, an HTTP path.
     """
 
     line: str | None = None
@@ -106,8 +103,8 @@ class Ready:
 
 @frozen(kw_only=True)
 class Stage:
-    """One step of an experiment. A list is executed as it is, `./x` meaning a file of the target;
-    a string goes to `sh -c`.
+    """One step of an experiment. A list is executed as it is, `./x` meaning
+    a file of the target; a string goes to `sh -c`.
     """
 
     run: tuple[str, ...] | str
@@ -149,10 +146,9 @@ class Metric:
     """One measured value.
 
     A *primary* decides: one of them must get better. No primary may get worse by more than its
-    `margin` (a fraction), nor may
-    a *guard*; a guard with a `limit` must stay within it in every run. `info` is only recorded. A
-    *digest* is a text that
-    must be the same for incumbent and candidate.
+    `margin` (a fraction), nor may a *guard*; a guard with a `limit` must stay within it in every
+    run. `info` is only recorded. A *digest* is a text that must be the same for incumbent and
+    candidate.
     """
 
     unit: str = ""
@@ -174,8 +170,8 @@ class Metric:
 
 @frozen(kw_only=True)
 class Workload:
-    """One way to exercise the program. On a guard workload no primary may get worse by more than
-    `margin`.
+    """One way to exercise the program. On a guard workload no
+    primary may get worse by more than `margin`.
     """
 
     env: Mapping[str, str] = field(factory=dict)

@@ -1,21 +1,17 @@
-"""The decision: from the raw events of one experiment to a verdict, or to the next pair that is
-needed.
+"""The decision: from the raw events of one experiment to a
+verdict, or to the next pair that is needed.
 
 `decide` is pure: no clock, no I/O, no global randomness, so a verdict can be reproduced, and
-questioned under other
-parameters, from the log alone. `Judge` is the same function as a stepper: ask for the next pair,
-tell the events of its runs,
-read the verdict; real campaigns and simulations both drive it.
+questioned under other parameters, from the log alone. `Judge` is the same function as a stepper:
+ask for the next pair, tell the events of its runs, read the verdict; real campaigns and
+simulations both drive it.
 
 The one rule here, `signed-rank`, is a test at a fixed number of pairs. Each pair ran its two arms
-side by side in the order
-of a coin that was logged first, so if the candidate changes nothing, the sign of each log ratio is
-a fair coin whatever the
-noise of the machine, and the exact one-sided signed-rank test holds its level. A primary is
-improved if the test rejects
-"better by at most `delta0`" at `alpha` shared among the primaries (Bonferroni). Guards, and the
-primaries that did not
-improve, are non-inferiority tests on the same pairs.
+side by side in the order of a coin that was logged first, so if the candidate changes nothing, the
+sign of each log ratio is a fair coin whatever the noise of the machine, and the exact one-sided
+signed-rank test holds its level. A primary is improved if the test rejects "better by at most
+`delta0`" at `alpha` shared among the primaries (Bonferroni). Guards, and the primaries that did
+not improve, are non-inferiority tests on the same pairs.
 """
 
 import math
@@ -94,8 +90,8 @@ class WorkloadRule:
 
 @frozen(kw_only=True)
 class RuleParams:
-    """The parameters of a rule, fixed before the campaign starts. Effects are natural logs of cost
-    ratios.
+    """The parameters of a rule, fixed before the campaign starts.
+    Effects are natural logs of cost ratios.
     """
 
     metrics: Mapping[str, MetricRule]
@@ -111,8 +107,8 @@ class RuleParams:
     guard_alpha: float = 0.05
     regression_alpha: float = 0.10
     weights: Mapping[str, float] = field(factory=dict)
-    """If given, one composite decides in place of the primaries: the weighted mean of their log
-    ratios.
+    """If given, one composite decides in place of the primaries:
+    the weighted mean of their log ratios.
     """
     audit_pairs: int = 8
 
@@ -221,8 +217,8 @@ class Pair:
 
 
 def pairs_of(events: Iterable[Event], purpose: PairPurpose, workload: str) -> list[Pair]:
-    """The complete pairs of one purpose and workload that were not voided, in order of their
-    index.
+    """The complete pairs of one purpose and workload that were
+    not voided, in order of their index.
     """
     runs: dict[tuple[int, int], dict[str, RunMeasured]] = {}
     void: set[tuple[int, int]] = set()
@@ -311,8 +307,8 @@ def _effect(
 def effects_of(
     params: RuleParams, events: Sequence[Event], purpose: PairPurpose
 ) -> tuple[Effect, ...]:
-    """Estimate and interval of every numeric metric under every workload that has pairs of this
-    purpose.
+    """Estimate and interval of every numeric metric under every
+    workload that has pairs of this purpose.
     """
     found = []
     for workload in params.workloads:
@@ -331,8 +327,8 @@ def effects_of(
 
 @frozen
 class SignedRank:
-    """The exact one-sided signed-rank test at a fixed number of pairs, curtailed when it can no
-    longer reject.
+    """The exact one-sided signed-rank test at a fixed number of
+    pairs, curtailed when it can no longer reject.
     """
 
     id: str = "signed-rank"
@@ -419,8 +415,8 @@ class SignedRank:
         objectives: Sequence[Effect],
         improved: bool,
     ) -> Iterator[Effect]:
-        """Guards and info metrics on the screen's pairs, and the primaries that did not improve,
-        as guards.
+        """Guards and info metrics on the screen's pairs, and the
+        primaries that did not improve, as guards.
         """
         better = {(e.metric, e.workload) for e in objectives if e.state == "improved"}
         for workload, pairs in screens.items():
@@ -599,8 +595,8 @@ def decide(rule: str, params: RuleParams, events: Sequence[Event]) -> VerdictRea
 def next_pair(
     params: RuleParams, needs: NeedsMore, *, seed: int, number: int, attempt: int = 0
 ) -> PairScheduled:
-    """The pair that is needed, with its coin: a function of seed, proposal, purpose, workload and
-    index alone.
+    """The pair that is needed, with its coin: a function of seed,
+    proposal, purpose, workload and index alone.
 
     A pair that is repeated (`attempt` above 0) keeps its order.
     """
@@ -626,8 +622,8 @@ def verdict_by(rule: str) -> Decider:
 
 
 def audit_of(baseline: str, final: str) -> Decider:
-    """Estimates of the final source against the baseline under every workload, from `audit_pairs`
-    pairs of each.
+    """Estimates of the final source against the baseline under every
+    workload, from `audit_pairs` pairs of each.
     """
 
     def measured(params: RuleParams, events: Sequence[Event]) -> AuditMeasured | NeedsMore:
@@ -642,8 +638,8 @@ def audit_of(baseline: str, final: str) -> Decider:
 
 
 class Judge:
-    """One experiment, step by step: `next_pair`, then `tell` what was measured, until there is an
-    `outcome`.
+    """One experiment, step by step: `next_pair`, then `tell` what
+    was measured, until there is an `outcome`.
     """
 
     def __init__(

@@ -1,5 +1,5 @@
-"""What a campaign has on disk and keeps running: its source, the copy of the harness, and one
-workspace per candidate.
+"""What a campaign has on disk and keeps running: its source, the copy
+of the harness, and one workspace per candidate.
 
 Everything lies in one folder beside the log that can be deleted at any time; the log alone says
 what was done.
@@ -32,8 +32,8 @@ __all__ = ["Workbench", "load_parser"]
 
 @define
 class _Held:
-    """A workspace that a task of its own keeps open, so that workspaces can be closed in any
-    order.
+    """A workspace that a task of its own keeps open, so that
+    workspaces can be closed in any order.
     """
 
     workspace: Workspace
@@ -80,8 +80,8 @@ class Workbench:
         return self._work
 
     async def clear(self, supervisors: Sequence[ProcessRef]) -> int:
-        """Kill what a dead controller left running, remove its run folders; returns how many
-        processes that were.
+        """Kill what a dead controller left running, remove its run
+        folders; returns how many processes that were.
         """
         killed = await self._backend.kill_remains(self._marker, supervisors)
         remove_tree(self._work / "runs")
@@ -106,8 +106,8 @@ class Workbench:
             return await self._fetched_source()
 
     async def _fetched_source(self) -> tuple[str, str]:
-        """By the target's own script; it is the user's, so it may use the network and the user's
-        environment.
+        """By the target's own script; it is the user's, so it may use
+        the network and the user's environment.
         """
         script = self._target.source.script
         assert script is not None
@@ -137,8 +137,8 @@ class Workbench:
         return await self._repository.has(commit)
 
     def restore_harness(self) -> None:
-        """Copy the harness anew. Stages see the copy, so edits to the target's folder do not reach
-        a running campaign.
+        """Copy the harness anew. Stages see the copy, so edits to the
+        target's folder do not reach a running campaign.
         """
         remove_tree(self._harness)
         for name in self._harness_names:
@@ -163,8 +163,8 @@ class Workbench:
         return await self._repository.is_unchanged(self.tree_of(candidate))
 
     async def check_out(self, candidate: str, base: str, genome: Iterable[PatchRef]) -> str:
-        """The candidate's tree: the base commit with the patches of its genome; returns the tree's
-        id.
+        """The candidate's tree: the base commit with the patches of
+        its genome; returns the tree's id.
 
         Raises:
             PatchDoesNotApply, PatchOutOfScope: as `SourceRepository.apply`.
@@ -185,8 +185,8 @@ class Workbench:
         known_artifact: str | None = None,
         passed: Sequence[str] = (),
     ) -> Side | None:
-        """Build and test a candidate that is checked out; None if a gate failed. See
-        `lifecycle.prepare`.
+        """Build and test a candidate that is checked out; None if a
+        gate failed. See `lifecycle.prepare`.
         """
         workspace = await self._open(candidate)
         stages = Stages(self._target, workspace, emit, self._blobs, self._parser, attempts)
@@ -246,8 +246,8 @@ class Workbench:
             remove_tree(self.tree_of(candidate))
 
     async def close_all(self, *, keep_trees: bool) -> None:
-        """Give up all workspaces. With `keep_trees` nothing needs to be built twice when the
-        campaign goes on.
+        """Give up all workspaces. With `keep_trees` nothing needs to
+        be built twice when the campaign goes on.
         """
         for candidate in list(self._held):
             await self.close(candidate, keep_tree=keep_trees)
@@ -257,8 +257,8 @@ class Workbench:
 
 
 def load_parser(name: str, folder: Path) -> str | Parser:
-    """The parser of a target: the name of a format, or the function of `file.py:function` in the
-    target's folder.
+    """The parser of a target: the name of a format, or the function of
+    `file.py:function` in the target's folder.
 
     Raises:
         ConfigError: there is no such file or function.

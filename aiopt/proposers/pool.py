@@ -12,8 +12,8 @@ __all__ = ["PoolProposer"]
 
 @frozen
 class PoolProposer:
-    """A pool of patch files. What was measured is never proposed again; what lost its incumbent
-    before it was measured is.
+    """A pool of patch files. What was measured is never proposed again;
+    what lost its incumbent before it was measured is.
     """
 
     folder: str = "patches"
