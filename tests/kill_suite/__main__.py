@@ -177,6 +177,7 @@ class _Suite:
                     seed=7,
                     kills=min(each, missing),
                     slow_git=number % 4 == 2,
+                    stamps=number % 3 == 1,
                     **variants[variant],
                 )
                 missing -= each

@@ -4,11 +4,12 @@ import os
 import select
 import shutil
 import signal
+import sqlite3
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -21,7 +22,7 @@ from aiopt.replay import fold
 
 from . import checks, controller
 from .controller import FAILED, FINISHED, OVERLAPPED, REFUSED, Folders
-from .plans import KINDS, Plan, draw
+from .plans import DRAWN, Plan, draw
 from .processes import start_ticks, supervisors_of, wait_until_none
 from .target import POOL, write_target
 
@@ -45,9 +46,11 @@ class Task:
     service: bool = False
     slow_git: bool = False
     daemons: bool = False
+    stamps: bool = False
+    """Whether a build changes a file of the source, so that each resume checks it out anew."""
     patches: tuple[str, ...] = POOL
     control: str = ""
-    kinds: tuple[str, ...] = KINDS
+    kinds: tuple[str, ...] = DRAWN
     base: str = ""
 
 
@@ -101,6 +104,7 @@ class _Campaign:
         self.rng = Random(f"{task.moments}/{task.name}")
         self.kills: Counter[str] = Counter()
         self.lives: list[_Life] = []
+        self.anew = self.last = False
 
     # -- before --
 
@@ -115,6 +119,7 @@ class _Campaign:
             service=task.service,
             patches=task.patches,
             daemons=task.daemons,
+            stamps=task.stamps,
         )
         self.before = checks.fingerprint(folders.target)
         if task.slow_git:
@@ -137,6 +142,8 @@ class _Campaign:
             if task.control and not dying:
                 self._stop()
                 return
+            if not task.kills:
+                self.last = True  # undisturbed
             ended = self._live(self._plan(dying))
             codes = [life.code for life in ended]
             if FAILED in codes or OVERLAPPED in codes:
@@ -152,10 +159,21 @@ class _Campaign:
         self.outcome.summary = _summary(self.folders)
 
     def _plan(self, dying: bool) -> Plan:
-        life = self.outcome.lives + 1
+        life, control = self.outcome.lives + 1, self.task.control
         if not dying:
-            return Plan(life=life, control=self.task.control)
-        plan = draw(self.rng, life, control=self.task.control, kinds=self.task.kinds)
+            last, self.last = self.last, True
+            if last or self.rng.random() < 0.3:
+                return Plan(life=life, control=control)
+            return draw(self.rng, life, kinds=("finish",))
+        kinds = self.task.kinds
+        if self.anew and "git" in kinds:
+            kinds = ("git", "git", "time")  # while it makes its folder of work again
+        if control == "lease" and life == 1:  # something for two controllers to meet at
+            return Plan(life=1, kind="event", at="ExperimentStarted", limit=60, control=control)
+        plan = draw(self.rng, life, control=control, kinds=kinds)
+        if self.anew and plan.kind == "git":
+            plan = evolve(plan, nth=self.rng.randint(1, 16))
+        self.anew = plan.remove_work
         if plan.kind == "two" and not self.folders.log.exists():
             plan = evolve(plan, kind="time")  # both would begin a campaign
         return plan
@@ -204,8 +222,17 @@ class _Campaign:
                 words = [line.split() for line in file.read().splitlines()]
             if any(len(line) == 5 and line[3] == b"cleared" for line in words):
                 self.outcome.violations += checks.running(self.folders.base, own)
+                if lives[0].plan.visit:
+                    self._visit(self.rng.uniform(0, max(0.0, end - time.monotonic())))
                 return
             time.sleep(0.005)
+
+    def _visit(self, seconds: float) -> None:
+        """Read the log with SQLite alone, as people do who are curious."""
+        time.sleep(seconds * 0.6)
+        if self.folders.log.exists():
+            with closing(sqlite3.connect(self.folders.log, timeout=10)) as visitor:
+                visitor.execute("SELECT count(*) FROM event").fetchone()
 
     def _count(self, plan: Plan, lives: list[_Life]) -> None:
         for life in lives:

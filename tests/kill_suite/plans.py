@@ -4,7 +4,7 @@ from random import Random
 
 from attrs import evolve, frozen
 
-__all__ = ["CONTROLS", "KINDS", "Plan", "draw"]
+__all__ = ["CONTROLS", "DRAWN", "KINDS", "Plan", "draw"]
 
 KINDS = ("time", "event", "append", "spawn", "git", "resume", "double", "two", "finish")
 """Kinds of moments. `double` also kills the supervisors; `two` starts two controllers at once."""
@@ -45,7 +45,6 @@ _WEIGHTS = {
     "resume": 2,
     "double": 2,
     "two": 2,
-    "finish": 1,
 }
 
 
@@ -61,10 +60,12 @@ class Plan:
     nth: int = 1
     delay: float = 0.0
     """Seconds: after the start for `time`, `double` and `two`, else after the moment."""
-    limit: float = 2.5
+    limit: float = 3.0
     """If the moment has not come by then, it is killed from outside."""
     remove_work: bool = False
     """Whether the folder of work that can be deleted at any time is deleted after it."""
+    visit: bool = False
+    """Whether another process opens the log meanwhile, reads, and closes it."""
     control: str = ""
     """One of `CONTROLS`; empty: nothing is broken."""
 
@@ -74,24 +75,36 @@ class Plan:
         return self.kind in ("event", "append", "spawn", "git", "resume", "finish")
 
 
-def draw(rng: Random, life: int, *, control: str = "", kinds: tuple[str, ...] = KINDS) -> Plan:
+DRAWN = tuple(_WEIGHTS)
+"""Kinds for any life; `finish` is for the last but one."""
+
+
+def draw(rng: Random, life: int, *, control: str = "", kinds: tuple[str, ...] = DRAWN) -> Plan:
     """A moment at random."""
-    (kind,) = rng.choices(kinds, [_WEIGHTS[kind] for kind in kinds])
-    plan = Plan(life=life, kind=kind, control=control, remove_work=rng.random() < 0.04)
+    (kind,) = rng.choices(kinds, [_WEIGHTS.get(kind, 1) for kind in kinds])
+    plan = Plan(
+        life=life,
+        kind=kind,
+        control=control,
+        remove_work=rng.random() < 0.08,
+        visit=not control and rng.random() < 0.2,
+    )
     pause = rng.choice((0.0, 0.0, rng.uniform(0, 0.005), rng.uniform(0, 0.05)))
     match kind:
         case "event":
             at = "|".join(rng.sample(_EVENTS, 4))
             return evolve(plan, at=at, nth=rng.choice((1, 1, 2, 3)), delay=pause)
         case "finish":
-            return evolve(plan, at="CampaignFinished", delay=rng.uniform(0, 0.02))
+            return evolve(plan, at="CampaignFinished", delay=rng.uniform(0, 0.02), limit=180.0)
+        case "two" if control:
+            return evolve(plan, delay=rng.uniform(1.0, 2.5))
         case "append":
             at = _BROKEN_AT.get(control) or rng.choice(_POINTS)
-            most = 4 if at == "in INSERT" else 25
+            most = 3 if at == "in INSERT" else 15
             return evolve(plan, at=at, nth=1 if control else rng.randint(1, most))
         case "spawn":
             at = rng.choice(("after start", "before submit", "after submit"))
-            most = 1 if at == "after start" else 8
+            most = 1 if at == "after start" else 5
             return evolve(plan, at=at, nth=rng.randint(1, most), delay=pause)
         case "git":
             return evolve(plan, at="git", nth=rng.randint(1, 6), delay=rng.uniform(0, 0.02))

@@ -65,6 +65,9 @@ if name == "build":
         daemon()
     work(seconds)
     program = " ".join(map(read, ("cost.txt", "extra.txt", "daemon.txt", "comment.txt")))
+    if os.path.exists(os.path.join(os.environ["TARGET_DIR"], "stamps")):
+        with open("stamp.txt", "a") as file:
+            file.write("built\\n")
     os.makedirs("out", exist_ok=True)
     with open("out/program", "w") as file:
         file.write(program)
@@ -93,6 +96,7 @@ _SOURCE = {
     "daemon.txt": "no\n",
     "comment.txt": "plain\n",
     "check.txt": "good\n",
+    "stamp.txt": "",
     "notes.txt": "nothing is built from this\n",
 }
 
@@ -130,10 +134,12 @@ def write_target(
     service: bool,
     patches: tuple[str, ...],
     daemons: bool = False,
+    stamps: bool = False,
 ) -> None:
     """The target in `folder`; its stages write to `side/stages/log`.
 
-    With `daemons` the unmodified source begins daemons already.
+    With `daemons` the unmodified source begins daemons already; with `stamps` a build changes a
+    file of the source.
     """
     (folder / "src").mkdir(parents=True)
     (folder / "patches").mkdir()
@@ -148,6 +154,8 @@ def write_target(
         else:
             text = _patch(_CHANGES[name], _SOURCE)
         (folder / "patches" / f"{name}.patch").write_text(text)
+    if stamps:
+        (folder / "stamps").touch()
     (folder / "stage.py").write_text(_STAGE)
     stages = side / "stages"
     stages.mkdir(parents=True)
