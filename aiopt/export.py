@@ -406,6 +406,11 @@ def _number(value: float | None) -> str:
     return repr(int(value)) if value == int(value) and abs(value) < 1e15 else repr(float(value))
 
 
+def _cell(value: float | None) -> str:
+    """Ten significant digits: medians of two values end in what binary fractions cannot say."""
+    return _number(None if value is None else float(f"{value:.10g}"))
+
+
 def _short(value: float | None) -> str:
     return _NOTHING if value is None else f"{value:.5g}"
 
@@ -454,7 +459,7 @@ def _row(view: _View) -> dict[str, str]:
         against_parent = delta(value, view.value(metric, workload, "A"))
     status, description = _status(view)
     extras = {
-        name: _number(view.value(name, workload, "B"))
+        name: _cell(view.value(name, workload, "B"))
         for name in ("cpu_pct", "latency_p99_ms", "error_rate", "pod_restarts")
     }
     return {
@@ -463,8 +468,8 @@ def _row(view: _View) -> dict[str, str]:
         "parent_branch": parent,
         "commit": started.tree[:8],
         "metric_name": metric,
-        "metric_value": _number(value),
-        "baseline_value": _number(baseline),
+        "metric_value": _cell(value),
+        "baseline_value": _cell(baseline),
         "delta_vs_baseline": delta(value, baseline),
         "delta_vs_parent": against_parent,
         **extras,
