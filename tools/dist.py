@@ -1,4 +1,4 @@
-"""Build wheel and sdist with the setuptools of this environment, without a network: dist.py FOLDER."""
+"""Build wheel and sdist in a folder, with the setuptools that is here and without a network."""
 
 import io
 import shutil

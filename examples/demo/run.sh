@@ -30,7 +30,11 @@ if [ "$code" = 2 ]; then # nothing to resume, or what there is cannot be resumed
     code=0
     aiopt run "$target" --results "$results" --new "$@" || code=$?
 fi
-if [ "$code" = 0 ] && aiopt export --help >/dev/null 2>&1; then
-    aiopt export "$log"
-fi
-exit "$code"
+case $code in
+0 | 3) # 3: finished, and nothing was kept; for a demo that is an outcome like any other
+    echo
+    echo "each experiment as scripts that measure again without aiopt:"
+    aiopt export "$log" --results "$results"
+    ;;
+*) exit "$code" ;;
+esac
