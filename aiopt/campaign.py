@@ -238,7 +238,11 @@ class Campaign:
         """
         with self._interruption_logged():
             await self._evaluator.baseline()
+            ref = self._store(patch)
+            begun = [p for p in self.state.unsettled() if p.proposed.genome[-1] == ref]
             await self._settle_all()
+            if begun:  # the same call was interrupted before
+                return begun[0]
             state = self.state
             here = Selection(parents=(state.incumbent,), genome=state.incumbent_genome)
             number = self._propose(Proposal(patch=patch), here, TRY)
@@ -323,17 +327,19 @@ class Campaign:
             read_blob=self._blobs.get,
         )
 
+    def _store(self, patch: Patch) -> PatchRef:
+        try:
+            text = canonical(patch.text).text
+        except PatchError:
+            text = patch.text  # kept as it came; it is rejected when it is settled
+        return PatchRef(name=patch.name, digest=self._blobs.put(text))
+
     def _propose(self, proposal: Proposal, selection: Selection, proposer: str) -> int:
         """Log a proposal: its patch is stored first, so that
         nothing can refer to what is not there.
         """
         patch = proposal.patch
-        try:
-            text = canonical(patch.text).text
-        except PatchError:
-            text = patch.text  # kept as it came; it is rejected when it is settled
-        ref = PatchRef(name=patch.name, digest=self._blobs.put(text))
-        number, genome = self.state.next_number, (*selection.genome, ref)
+        number, genome = self.state.next_number, (*selection.genome, self._store(patch))
         proposed = CandidateProposed(
             number=number,
             candidate=candidate_id(self.state.started.base_commit, [p.digest for p in genome]),
@@ -381,7 +387,7 @@ async def open_campaign(
         ConcurrentWriteError: another process holds the lease; says which.
     """
     target = load_target(folder)
-    folder, home = _absolute(folder), _home(results, target)
+    folder, home = _absolute(folder), _home(_absolute(results), target)
     with (
         Lease.acquire(home / "events.db", wait=wait) as lease,
         Log.open(home / "events.db") as log,

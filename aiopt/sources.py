@@ -92,6 +92,12 @@ class SourceRepository:
     def _exists(self) -> bool:
         return (self._git_dir / "HEAD").exists()
 
+    def unlock(self) -> None:
+        """Remove the lock files of git commands that were killed; nothing else may be using it."""
+        for folder in (self._indexes, self._git_dir):
+            for lock in folder.rglob("*.lock"):
+                lock.unlink()
+
     async def _create(self) -> None:
         if not self._exists():
             self._make_folders()

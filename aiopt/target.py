@@ -85,7 +85,14 @@ class Harness:
     folder but `exclude` and the source.
     """
 
-    exclude: tuple[str, ...] = ("/patches/", "*.md", "/Dockerfile", "/k8s/", "__pycache__/")
+    exclude: tuple[str, ...] = (
+        "/patches/",
+        "/aiopt.toml",
+        "*.md",
+        "/Dockerfile",
+        "/k8s/",
+        "__pycache__/",
+    )
 
 
 @frozen(kw_only=True)

@@ -84,6 +84,7 @@ class Workbench:
         folders; returns how many processes that were.
         """
         killed = await self._backend.kill_remains(self._marker, supervisors)
+        self._repository.unlock()
         remove_tree(self._work / "runs")
         self.restore_harness()
         return killed

@@ -1,4 +1,4 @@
-"""What all tests share: the event loop, and what skipping means where nothing may be missing."""
+"""What all tests share: the event loop, and what a skip means where nothing may be missing."""
 
 import os
 from collections.abc import Generator

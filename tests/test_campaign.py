@@ -240,6 +240,36 @@ async def test_one_patch_at_a_time(tmp_path: Path) -> None:
     assert os.listdir(results / "toy" / ".work" / "trees") == [campaign.state.incumbent]
 
 
+async def test_a_try_that_was_cut_off_and_repeated_is_one_try(tmp_path: Path) -> None:
+    target = write_target(tmp_path / "target")
+    results, settings = tmp_path / "results", quick(proposer="try")
+    patch = Patch(name="mine", text=cost(80).encode())
+    with pytest.raises(Stop):
+        async with open_campaign(
+            target, results, settings, observer=after(3, PairScheduled)
+        ) as campaign:
+            await campaign.judge(patch)
+    stream = campaign.state.stream
+    async with open_campaign(target, results, resume=stream) as campaign:
+        proposal = await campaign.judge(patch)
+        assert (proposal.number, proposal.status) == (1, "judged")
+        assert outcomes(campaign.state) == {"mine": "keep"}
+
+
+async def test_locks_of_killed_git_commands_are_in_nobodys_way(tmp_path: Path) -> None:
+    target = write_target(tmp_path / "target", {"01": cost(80)})
+    with pytest.raises(Stop):
+        async with open_campaign(
+            target, tmp_path / "results", QUICK, observer=after(1, PairScheduled)
+        ) as campaign:
+            await campaign.run()
+    work = tmp_path / "results" / "toy" / ".work"
+    for index in [*(work / "index").iterdir(), work / "source.git" / "HEAD"]:
+        index.with_name(index.name + ".lock").touch()
+    state = await finish(target, tmp_path / "results", None, resume=campaign.state.stream)
+    assert outcomes(state) == {"01": "keep"}
+
+
 async def test_an_equal_tree_is_not_measured_twice(tmp_path: Path) -> None:
     target = write_target(tmp_path / "target")
     settings = quick(proposer="try")
