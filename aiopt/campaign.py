@@ -316,8 +316,9 @@ class Campaign:
 
     async def _request(self, selection: Selection) -> ProposalRequest:
         hints = anyio.Path(self._folder / "hints.md")
-        parent = selection.parents[0] if selection.parents else ""
-        intact = await self._bench.is_intact(parent)
+        here = selection.parents == (self.state.incumbent,)
+        parent, tree = self.state.incumbent, self.state.incumbent_tree
+        intact = here and await self._bench.is_intact(parent, tree)
         return ProposalRequest(
             selection=selection,
             state=self.state,

@@ -138,12 +138,19 @@ class Evaluator:
         change = _Change(state.baseline, (), state.started.base_tree)
         experiment = open_[0] if open_ else self._begin("baseline", 0, change)
         emit = self._emitter(experiment)
-        await self._bench.check_out(state.baseline, state.started.base_commit, ())
+        intact = await self._bench.is_intact(state.baseline, change.tree)
+        if not intact:
+            await self._bench.check_out(state.baseline, state.started.base_commit, ())
         side = await self._bench.side(
-            state.baseline, change.tree, emit, attempts=experiment.attempts
+            state.baseline,
+            change.tree,
+            emit,
+            attempts=experiment.attempts,
+            known_artifact=experiment.artifact if intact else None,
+            passed=tuple(experiment.gates) if intact else (),
         )
         if side is not None:
-            failure = await self._check_workloads(side, emit)
+            failure = await self._check_workloads(experiment, side, emit)
         else:
             failure = next(e for e in reversed(experiment.facts) if isinstance(e, GateFailed))
         if failure is not None:
@@ -156,8 +163,13 @@ class Evaluator:
             )
         emit(ExperimentFinished(outcome="measured"))
 
-    async def _check_workloads(self, side: Side, emit: Emit) -> GateFailed | None:
+    async def _check_workloads(
+        self, experiment: ExperimentState, side: Side, emit: Emit
+    ) -> GateFailed | None:
+        done = {event.workload for event in experiment.facts if isinstance(event, RunMeasured)}
         for workload in self._target.workloads:
+            if workload in done:
+                continue
             pair = PairScheduled(purpose="check", workload=workload, index=0, attempt=0, order="BA")
             async with self._backend.measuring():
                 ran = await run_once(side, pair, "B")
@@ -187,7 +199,7 @@ class Evaluator:
             if e.started.candidate == candidate and e.started.purpose != "audit"
         )
         started = experiment.started
-        intact = await self._bench.is_intact(candidate)
+        intact = await self._bench.is_intact(candidate, started.tree)
         if not intact:
             await self._bench.check_out(candidate, self._state.started.base_commit, started.genome)
         side = await self._bench.side(
@@ -250,7 +262,7 @@ class Evaluator:
             await self._conclude(experiment, self._judge(experiment))
             return
         else:
-            intact = await self._bench.is_intact(candidate)
+            intact = await self._bench.is_intact(candidate, experiment.started.tree)
             if not intact:
                 base = state.started.base_commit
                 await self._bench.check_out(candidate, base, proposed.genome)

@@ -191,25 +191,32 @@ def explain(path: Path, error: sqlite3.Error | OSError | UnicodeDecodeError) -> 
     return LogError(f"{path}: SQLite failed: {type(error).__name__}: {error}")
 
 
+def _no_log(path: Path, what: str) -> CorruptLogError:
+    return CorruptLogError(
+        f"{path}: not a log, {what} where a SQLite file was expected;"
+        " restore it from a copy, or move it away to begin a new log"
+    )
+
+
 def connect(path: Path, *, readonly: bool) -> tuple[Database, CorruptLogError | None]:
     """Open the log at `path` and check that it is one.
 
     Second of the pair: the damage that was found. Only a reader gets it, to read what is readable;
     a writer is refused with it.
+
+    Nothing but SQLite may open the file, here or anywhere in a process that writes to it: closing
+    any descriptor of a file drops all POSIX locks that the process has on it, SQLite's too
+    (https://sqlite.org/howtocorrupt.html, section 2.2). The next stranger who closes the log then
+    takes himself for the last one and removes the WAL under the writer.
     """
     try:
-        with path.open("rb") as file:
-            header = file.read(16)
+        size = path.stat().st_size
     except FileNotFoundError:
         raise LogError(f"{path}: there is no log here") from None
     except OSError as error:
         raise explain(path, error) from error
-    if header != b"SQLite format 3\0":
-        what = "it is empty" if not header else f"it begins with {header!r}"
-        raise CorruptLogError(
-            f"{path}: not a log, {what} where a SQLite file was expected;"
-            " restore it from a copy, or move it away to begin a new log"
-        )
+    if size == 0:
+        raise _no_log(path, "it is empty")
     uri = f"{path.absolute().as_uri()}?mode={'ro' if readonly else 'rw'}"
     try:
         return _connect(path, uri, readonly)
@@ -235,6 +242,8 @@ def _connect(path: Path, uri: str, readonly: bool) -> tuple[Database, CorruptLog
         try:
             con.execute("SELECT 1 FROM sqlite_master LIMIT 0")
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_NOTADB:
+                raise _no_log(path, "it begins with other bytes") from error
             found = explain(path, error)
             if not isinstance(found, CorruptLogError):
                 raise

@@ -53,9 +53,14 @@ class _Ran:
 
 
 class SourceRepository:
-    """The private repository in `root` (a folder that need not exist yet)."""
+    """The private repository in `root` (a folder that need not exist yet).
 
-    def __init__(self, root: Path) -> None:
+    `marker` is put into the environment of every git command as AIOPT_JOB, so that whoever comes
+    after a dead controller finds and ends those that it left.
+    """
+
+    def __init__(self, root: Path, marker: str = "") -> None:
+        self._marker = marker
         self._git_dir = root / "source.git"
         self._indexes = root / "index"
 
@@ -72,6 +77,7 @@ class SourceRepository:
             **{name: value for name, value in os.environ.items() if not name.startswith("GIT_")},
             **_NO_USER_CONFIG,
             **_IDENTITY,
+            "AIOPT_JOB": self._marker,
             **(env or {}),
         }
         try:
@@ -219,13 +225,14 @@ class SourceRepository:
             tree = await self.apply(folder, patch, scope)
         return tree
 
-    async def is_unchanged(self, folder: Path) -> bool:
-        """Whether the tracked files of a checked-out tree are still
-        what was checked out and applied.
-        """
+    async def is_intact(self, folder: Path, tree: str) -> bool:
+        """Whether `folder` holds this tree, wholly applied, and none of its files was modified."""
         if not self._is_checked_out(folder):
             return False
         env = self._env(folder)
+        written = await self._git("write-tree", env=env, check=False)
+        if written.stdout.decode().strip() != tree:
+            return False  # cut off between the patches of a genome
         done = await self._git(
             f"--work-tree={folder}", "diff-files", "--quiet", cwd=folder, env=env, check=False
         )

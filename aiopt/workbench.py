@@ -5,6 +5,7 @@ Everything lies in one folder beside the log that can be deleted at any time; th
 what was done.
 """
 
+import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import module_from_spec, spec_from_file_location
@@ -66,12 +67,12 @@ class Workbench:
         self.sides: dict[str, Side] = {}
         self._folder, self._target, self._backend = folder, target, backend
         self._blobs, self._lease, self._work, self._tasks = blobs, lease, work, tasks
-        self._repository = SourceRepository(work)
+        self._marker = f"aiopt-{digest(str(log_path.resolve()).encode())[:16]}"
+        self._repository = SourceRepository(work, self._marker)
         self._held: dict[str, _Held] = {}
         self._harness = work / "harness"
         self._harness_names = harness_files(folder, target)
         self.harness_digest = harness_digest(folder, self._harness_names)
-        self._marker = f"aiopt-{digest(str(log_path.resolve()).encode())[:16]}"
         self._parser = load_parser(target.output.format, folder)
 
     @property
@@ -119,7 +120,8 @@ class Workbench:
         remove_tree(fetched)
         fetched.mkdir(parents=True)
         try:
-            done = await anyio.run_process(argv, cwd=fetched, check=False)
+            env = {**os.environ, "AIOPT_JOB": self._marker}
+            done = await anyio.run_process(argv, cwd=fetched, env=env, check=False)
         except OSError as error:
             raise ConfigError(
                 str(self._folder / "target.toml"), [("source.script", str(error))]
@@ -159,9 +161,9 @@ class Workbench:
     def tree_of(self, candidate: str) -> Path:
         return self._work / "trees" / candidate
 
-    async def is_intact(self, candidate: str) -> bool:
-        """Whether the candidate's source is checked out and unmodified."""
-        return await self._repository.is_unchanged(self.tree_of(candidate))
+    async def is_intact(self, candidate: str, tree: str) -> bool:
+        """Whether the candidate's source is checked out, as this tree, and unmodified."""
+        return await self._repository.is_intact(self.tree_of(candidate), tree)
 
     async def check_out(self, candidate: str, base: str, genome: Iterable[PatchRef]) -> str:
         """The candidate's tree: the base commit with the patches of

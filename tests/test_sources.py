@@ -34,15 +34,16 @@ async def test_the_same_files_have_the_same_names_anywhere(tmp_path: Path) -> No
 
 async def test_a_checked_out_tree_is_the_source_without_git(tmp_path: Path) -> None:
     repository = SourceRepository(tmp_path / "r")
-    commit, _ = await repository.import_folder(source(tmp_path / "s"))
+    commit, name = await repository.import_folder(source(tmp_path / "s"))
     tree = tmp_path / "tree"
     await repository.check_out(commit, tree)
     assert sorted(p.name for p in tree.iterdir()) == [".gitignore", "a.txt", "sub"]
     assert os.access(tree / "sub" / "run.sh", os.X_OK)
-    assert await repository.is_unchanged(tree)
+    assert await repository.is_intact(tree, name)
+    assert not await repository.is_intact(tree, "0" * 40)
     (tree / "a.txt").write_text("other")
-    assert not await repository.is_unchanged(tree)
-    assert not await repository.is_unchanged(tmp_path / "nowhere")
+    assert not await repository.is_intact(tree, name)
+    assert not await repository.is_intact(tmp_path / "nowhere", name)
 
 
 async def test_patches_apply_in_order_and_equal_results_are_one_tree(tmp_path: Path) -> None:
@@ -113,14 +114,14 @@ async def test_the_scope_is_checked_again_on_what_changed(tmp_path: Path) -> Non
 async def test_a_tree_cannot_make_git_run_its_own_configuration(tmp_path: Path) -> None:
     """Code under test may put a .git into its tree; no later command of ours looks into it."""
     repository = SourceRepository(tmp_path / "r")
-    commit, _ = await repository.import_folder(source(tmp_path / "s"))
+    commit, name = await repository.import_folder(source(tmp_path / "s"))
     tree = tmp_path / "tree"
     await repository.check_out(commit, tree)
     await anyio.run_process(["git", "init", "-q", str(tree)])
     config = tree / ".git" / "config"
     config.write_text(f"[core]\n fsmonitor = touch {tmp_path}/pwned\n")
     patch = canonical(b"--- a/a.txt\n+++ b/a.txt\n@@ -1 +1 @@\n-one\n+1\n")
-    assert await repository.is_unchanged(tree)
+    assert await repository.is_intact(tree, name)
     await repository.apply(tree, patch, EVERYTHING)
     assert not (tmp_path / "pwned").exists()
 
