@@ -35,7 +35,7 @@ def blobs_beside(log_path: Path) -> Path:
 
 def referenced(event: Event) -> Iterator[str]:
     """The digest of every blob that an event refers to."""
-    for name in ("log", "stacks", "artifact"):
+    for name in ("log", "stacks", "artifact", "harness"):
         digest = getattr(event, name, None)
         if digest is not None:
             yield digest

@@ -161,6 +161,7 @@ class Campaign:
             CampaignStarted(
                 target=self._target.name,
                 target_digest=self._bench.harness_digest,
+                harness=self._blobs.put(self._bench.harness_archive()),
                 spec=spec_of(self._target),
                 base_commit=base_commit,
                 base_tree=base_tree,

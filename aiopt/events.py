@@ -137,6 +137,8 @@ class CampaignStarted:
     target: str
     target_digest: str
     """sha256 over target.toml and the harness files; a resume under another digest is refused."""
+    harness: str
+    """Blob: the harness files as a tar, so that an export does not need the target's folder."""
     spec: JsonObject
     """target.toml as loaded."""
     base_commit: str

@@ -342,7 +342,11 @@ def rescore(
         decisions.append(decision)
         if decision.replayed == "keep" and decision.same_premise:
             incumbent = experiment.started.candidate
-        fitness = fitness_of(params, experiment.facts, ranking_weights)
+        fitness: Fitness | Unmeasured
+        if experiment.verdict.kind == "invalid":
+            fitness = Unmeasured(reason=f"invalid: {experiment.verdict.reason}")
+        else:
+            fitness = fitness_of(params, experiment.facts, ranking_weights)
         if isinstance(fitness, Unmeasured):
             unranked.append((experiment.stream, fitness.reason))
             continue

@@ -238,11 +238,6 @@ class SourceRepository:
         )
         return done.code == 0
 
-    async def archive(self, commit: str) -> bytes:
-        """The files of a commit as a gzipped tar."""
-        done = await self._git("archive", "--format=tar.gz", commit)
-        return done.stdout
-
 
 def _parse_raw_diff(raw: bytes) -> tuple[tuple[str, ...], frozenset[str]]:
     """Paths, and the modes that they have afterwards, of `git diff-tree -z --raw`."""

@@ -350,7 +350,8 @@ class SignedRank:
         undecided = not improved and not over_limit and least < params.pairs
         if undecided and not self._hopeless(params, screens):
             return _turn(params.main, screens, "screen", params.pairs)
-        effects = [*objectives, *self._others(params, screens, objectives, improved)]
+        shown = [effect for effect in objectives if effect.state == "improved" or not improved]
+        effects = [*shown, *self._others(params, screens, objectives, improved)]
         if over_limit:
             return self._verdict("discard_regression", over_limit, effects)
         if not improved:

@@ -5,8 +5,10 @@ Everything lies in one folder beside the log that can be deleted at any time; th
 what was done.
 """
 
+import io
 import os
 import shutil
+import tarfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -148,6 +150,19 @@ class Workbench:
             copy = self._harness / name
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(self._folder / name, copy)
+
+    def harness_archive(self) -> bytes:
+        """The harness as a tar that depends on its files alone."""
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
+            for name in self._harness_names:
+                file = self._folder / name
+                info = tarfile.TarInfo(name)
+                info.size = file.stat().st_size
+                info.mode = 0o755 if os.access(file, os.X_OK) else 0o644
+                with file.open("rb") as content:
+                    tar.addfile(info, content)
+        return packed.getvalue()
 
     def harness_changed(self) -> bool:
         """Whether somebody, code under test for instance, has modified the copy."""

@@ -248,7 +248,7 @@ def test_a_candidate_that_was_not_measured_has_a_reason_and_no_rank() -> None:
     for weights in ({"cpu": 1.0}, {"rss": 1.0}, {"cpu": -1.0}):
         result = rescore(state, weights=weights)
         assert [ranked.number for ranked in result.ranking] == [2]
-        assert result.unranked == (("exp-0001~1", "no complete pair"),)
+        assert result.unranked == (("exp-0001~1", "invalid: test: exit 1"),)
 
 
 def test_a_missing_signal_renormalises_and_is_named() -> None:

@@ -72,6 +72,7 @@ def campaign(writer: int) -> Items:
     event = CampaignStarted(
         target="kv",
         target_digest=_DIGEST,
+        harness=_DIGEST,
         spec={"name": "kv", "stages": {"workload": {"run": ["./workload.sh"]}}},
         base_commit=_COMMIT,
         base_tree=_COMMIT,
