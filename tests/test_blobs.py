@@ -184,13 +184,13 @@ def test_other_failures_stay_what_they_are(
 
 
 def test_what_events_refer_to_is_known() -> None:
-    """Every blob in every event is found: fields named log, stacks or artifact, and patches."""
+    """Every blob in every event is found: fields named log, stacks, artifact, harness, and patches."""
     for cls in EVENT_TYPES:
         event = make(cls)
         expected: list[Any] = []
         for field in attrs.fields(cls):
             value = getattr(event, field.name)
-            if field.name in ("log", "stacks", "artifact"):
+            if field.name in ("log", "stacks", "artifact", "harness"):
                 expected.append(value)
             elif PatchRef in get_args(field.type):
                 expected.extend(patch.digest for patch in value)
