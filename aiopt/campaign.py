@@ -47,9 +47,10 @@ from aiopt.protocols import (
     Strategy,
 )
 from aiopt.replay import CampaignState, ProposalState, fold
+from aiopt.rules import params_from
 from aiopt.settings import Settings, rule_params
 from aiopt.target import Target, load_target, spec_of
-from aiopt.verdict import RULES, params_from
+from aiopt.verdict import RULES
 from aiopt.workbench import Workbench
 
 __all__ = ["TRY", "BaselineFailed", "Campaign", "Observer", "open_campaign"]

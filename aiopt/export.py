@@ -48,10 +48,10 @@ from aiopt.events import (
 )
 from aiopt.ids import short_name
 from aiopt.log import Log
+from aiopt.pairs import pairs_of
 from aiopt.replay import CampaignState, ExperimentState, LogState, ProposalState, step
 from aiopt.sources import SourceRepository, remove_tree
 from aiopt.target import Stage, Target, harness_digest, harness_files
-from aiopt.verdict import pairs_of
 
 __all__ = ["COLUMNS", "Exported", "delta", "export"]
 

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from attrs import frozen
 
 from aiopt.events import Event
+from aiopt.pairs import composite, pairs_of
+from aiopt.rules import RuleParams
 from aiopt.stats import hodges_lehmann, interval
-from aiopt.verdict import RuleParams, composite, pairs_of
 
 __all__ = ["Fitness", "Unmeasured", "fitness_of"]
 

@@ -39,7 +39,8 @@ from aiopt.events import (
 )
 from aiopt.fitness import Fitness, Unmeasured, fitness_of
 from aiopt.ids import candidate_id
-from aiopt.verdict import NeedsMore, RuleParams, decide, params_from, with_weights
+from aiopt.rules import NeedsMore, RuleParams, params_from, vary
+from aiopt.verdict import decide
 
 __all__ = [
     "CampaignState",
@@ -329,7 +330,7 @@ def rescore(
     """
     params = params or campaign.params
     if weights:
-        params = params_from_checked(with_weights(params, weights))
+        params = vary(params, weights=dict(weights))
     rule = rule or campaign.started.rule
     ranking_weights = dict(weights) if weights else _equal_weights(params)
     incumbent = campaign.baseline
@@ -372,13 +373,6 @@ def rescore(
         decisions=tuple(decisions),
         parts_at=min(flips) if flips else None,
     )
-
-
-def params_from_checked(params: RuleParams) -> RuleParams:
-    """The same parameters, or ConfigError if they make no sense together."""
-    from aiopt.config import unstructure
-
-    return params_from(unstructure(params))
 
 
 def _equal_weights(params: RuleParams) -> dict[str, float]:

@@ -28,9 +28,9 @@ from aiopt.events import (
     StageStarted,
 )
 from aiopt.ids import short_name
+from aiopt.pairs import effects_of
 from aiopt.replay import CampaignState, ExperimentState, ProposalState
 from aiopt.stats import percent
-from aiopt.verdict import effects_of
 
 __all__ = [
     "AuditView",

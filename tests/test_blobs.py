@@ -184,7 +184,7 @@ def test_other_failures_stay_what_they_are(
 
 
 def test_what_events_refer_to_is_known() -> None:
-    """Every blob in every event is found: fields named log, stacks, artifact, harness, and patches."""
+    """Every blob in every event is found: in fields of four names, and patches."""
     for cls in EVENT_TYPES:
         event = make(cls)
         expected: list[Any] = []

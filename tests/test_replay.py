@@ -31,7 +31,8 @@ from aiopt.events import (
 from aiopt.fitness import Fitness, Unmeasured, fitness_of
 from aiopt.ids import candidate_id
 from aiopt.replay import LogState, fold, rescore, step
-from aiopt.verdict import Judge, params_from, verdict_by
+from aiopt.rules import params_from
+from aiopt.verdict import Judge, verdict_by
 from tests.factories import make
 
 BASE = "5f0c3b1e9d7a48260b1c2d3e4f5061728394a5b6"

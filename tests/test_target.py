@@ -6,6 +6,7 @@ import pytest
 
 from aiopt.config import structure, unstructure
 from aiopt.errors import ConfigError
+from aiopt.rules import params_from
 from aiopt.settings import Settings, load_settings, rule_params
 from aiopt.target import (
     Target,
@@ -15,7 +16,6 @@ from aiopt.target import (
     parse_target,
     spec_of,
 )
-from aiopt.verdict import params_from
 
 GOOD = """
 name = "toy"

@@ -20,17 +20,9 @@ from aiopt.events import (
     RunMeasured,
     VerdictReached,
 )
+from aiopt.rules import NeedsMore, RuleParams, params_from, vary
 from aiopt.stats import signed_rank_p
-from aiopt.verdict import (
-    Judge,
-    NeedsMore,
-    RuleParams,
-    audit_of,
-    decide,
-    params_from,
-    verdict_by,
-    with_weights,
-)
+from aiopt.verdict import Judge, audit_of, decide, verdict_by
 
 Values = dict[str, float]
 
@@ -329,14 +321,14 @@ def test_weights_make_one_composite_decide() -> None:
     """Half the time for a fifth more memory: refused by the primaries, a gain by weight."""
     verdict, judge = play(params(), same, times(cpu=0.5, rss=1.2))
     assert verdict.kind == "discard_regression"
-    weighted = with_weights(params(), {"cpu": 0.9, "rss": 0.1})
+    weighted = vary(params(), weights={"cpu": 0.9, "rss": 0.1})
     outcome = decide("signed-rank", weighted, judge.events)
     assert isinstance(outcome, NeedsMore | VerdictReached)
-    composite = with_weights(
+    composite = vary(
         params(
             workloads={"mixed": {}}, metrics={"cpu": {"role": "primary"}, "rss": {"role": "info"}}
         ),
-        {"cpu": 0.9, "rss": 0.1},
+        weights={"cpu": 0.9, "rss": 0.1},
     )
     outcome = decide("signed-rank", composite, judge.events)
     assert isinstance(outcome, VerdictReached)

@@ -27,7 +27,8 @@ from aiopt.events import (
     StageStarted,
 )
 from aiopt.replay import CampaignState, ExperimentState
-from aiopt.verdict import NeedsMore, audit_of, verdict_by
+from aiopt.rules import NeedsMore
+from aiopt.verdict import audit_of, verdict_by
 from aiopt.views import candidate_row, estimates, pair_table
 
 __all__ = ["Progress", "pairs_left"]

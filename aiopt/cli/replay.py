@@ -6,14 +6,15 @@ from typing import Any
 
 import click
 import orjson
-from attrs import evolve, fields
+from attrs import fields
 
 from aiopt.cli._options import Places, as_json, numbers, results
 from aiopt.cli._places import find_campaign, find_log, read_state
 from aiopt.cli._text import short, table
-from aiopt.replay import CampaignState, Decision, Rescored, params_from_checked, rescore
+from aiopt.replay import CampaignState, Decision, Rescored, rescore
+from aiopt.rules import RuleParams, vary
 from aiopt.stats import percent
-from aiopt.verdict import RULES, RuleParams
+from aiopt.verdict import RULES
 from aiopt.views import to_json
 
 __all__ = ["replay"]
@@ -83,7 +84,7 @@ def _params(campaign: CampaignState, changes: Mapping[str, float] | None) -> Rul
             f"--set: no parameter {', '.join(unknown)}; there are {', '.join(known)}"
         )
     values: dict[str, Any] = dict(changes)
-    return params_from_checked(evolve(campaign.params, **values))
+    return vary(campaign.params, **values)
 
 
 def _json(result: Rescored, log: Path) -> dict[str, Any]:

@@ -1,0 +1,152 @@
+"""From the events of an experiment to its pairs, their log ratios, and what these add up to."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from attrs import frozen
+
+from aiopt.events import Effect, Event, PairPurpose, PairVoided, RunMeasured
+from aiopt.rules import NeedsMore, RuleParams
+from aiopt.stats import Direction, hodges_lehmann, interval, log_ratio
+
+__all__ = [
+    "Pair",
+    "composite",
+    "differences",
+    "effect_of",
+    "effects_of",
+    "next_turn",
+    "pairs_of",
+]
+
+
+@frozen
+class Pair:
+    """Two runs side by side: `a` of the incumbent, `b` of the candidate."""
+
+    a: RunMeasured
+    b: RunMeasured
+
+
+def pairs_of(events: Iterable[Event], purpose: PairPurpose, workload: str) -> list[Pair]:
+    """The complete pairs of one purpose and workload that were
+    not voided, in order of their index.
+    """
+    runs: dict[tuple[int, int], dict[str, RunMeasured]] = {}
+    void: set[tuple[int, int]] = set()
+    for event in events:
+        match event:
+            case RunMeasured() if event.purpose == purpose and event.workload == workload:
+                runs.setdefault((event.index, event.attempt), {})[event.arm] = event
+            case PairVoided() if event.purpose == purpose and event.workload == workload:
+                void.add((event.index, event.attempt))
+    return [
+        Pair(arms["A"], arms["B"])
+        for key, arms in sorted(runs.items())
+        if key not in void and len(arms) == 2
+    ]
+
+
+def differences(pairs: Sequence[Pair], metric: str, direction: Direction) -> list[float] | None:
+    """Log cost ratios, positive where the candidate is better; None where one cannot be formed."""
+    found = []
+    for pair in pairs:
+        a, b = pair.a.metrics.get(metric), pair.b.metrics.get(metric)
+        if not a or not b:
+            return None
+        a_value, b_value = median(a), median(b)
+        if a_value <= 0 or b_value <= 0:
+            return None
+        found.append(log_ratio(a_value, b_value, direction))
+    return found
+
+
+def composite(
+    pairs: Sequence[Pair], weights: Mapping[str, float], params: RuleParams
+) -> list[float] | None:
+    """The weighted sum of log ratios for each pair; None where a metric is missing."""
+    total = [0.0] * len(pairs)
+    for metric, weight in weights.items():
+        ratios = differences(pairs, metric, params.metrics[metric].direction)
+        if ratios is None:
+            return None
+        total = [sum_ + weight * d for sum_, d in zip(total, ratios, strict=True)]
+    return total
+
+
+def _rounded(value: float | None) -> float | None:
+    """Ten significant digits, and no infinities: verdicts are compared byte for byte."""
+    if value is None or not math.isfinite(value):
+        return None
+    return float(f"{value:.10g}")
+
+
+def effect_of(
+    metric: str,
+    workload: str,
+    role: Any,
+    d: Sequence[float] | None,
+    pairs: int,
+    p: float | None = None,
+    state: Any = "info",
+) -> Effect:
+    if not d:
+        return Effect(
+            metric=metric,
+            workload=workload,
+            role=role,
+            pairs=pairs,
+            effect=None,
+            low=None,
+            high=None,
+            p=_rounded(p),
+            state=state,
+        )
+    low, high = interval(d, 0.95)
+    return Effect(
+        metric=metric,
+        workload=workload,
+        role=role,
+        pairs=pairs,
+        effect=_rounded(hodges_lehmann(d)),
+        low=_rounded(low),
+        high=_rounded(high),
+        p=_rounded(p),
+        state=state,
+    )
+
+
+def effects_of(
+    params: RuleParams, events: Sequence[Event], purpose: PairPurpose
+) -> tuple[Effect, ...]:
+    """Estimate and interval of every numeric metric under every
+    workload that has pairs of this purpose.
+    """
+    found = []
+    for workload in params.workloads:
+        pairs = pairs_of(events, purpose, workload)
+        if not pairs:
+            continue
+        for name, metric in params.metrics.items():
+            if metric.kind == "number":
+                d = differences(pairs, name, metric.direction)
+                found.append(effect_of(name, workload, metric.role, d, len(pairs)))
+    return tuple(found)
+
+
+def next_turn(
+    workloads: Sequence[str],
+    measured: Mapping[str, Sequence[Pair]],
+    purpose: PairPurpose,
+    pairs: int,
+) -> NeedsMore:
+    """Workloads take turns, so that a drift of the machine meets all of them alike."""
+    index, position = min(
+        (len(measured[name]), place)
+        for place, name in enumerate(workloads)
+        if len(measured[name]) < pairs
+    )
+    missing = sum(pairs - len(measured[name]) for name in workloads)
+    return NeedsMore(purpose=purpose, workload=workloads[position], index=index, missing=missing)
