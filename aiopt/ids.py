@@ -14,7 +14,6 @@ __all__ = [
     "run_key",
     "short_name",
     "stream_name",
-    "stream_number",
     "writer_tag",
 ]
 
@@ -51,11 +50,6 @@ def stream_name(kind: str, number: int, writer: int) -> str:
 def short_name(stream: str) -> str:
     """`exp-0007`: a stream as people write it."""
     return stream.partition("~")[0]
-
-
-def stream_number(stream: str) -> int:
-    """7 for `exp-0007~3k9fa2c`."""
-    return int(short_name(stream).rpartition("-")[2])
 
 
 def run_key(purpose: str, workload: str, index: int, attempt: int, arm: str) -> str:

@@ -83,15 +83,6 @@ class RuleParams:
             name: {name: 1.0} for name, metric in self.metrics.items() if metric.role == "primary"
         }
 
-    @property
-    def needed(self) -> tuple[str, ...]:
-        """Metrics without which a run cannot be judged."""
-        return tuple(
-            name
-            for name, metric in self.metrics.items()
-            if metric.role in ("primary", "guard") or metric.kind == "digest"
-        )
-
 
 def params_from(data: Mapping[str, Any]) -> RuleParams:
     """The parameters as they were logged in `CampaignStarted.rule_params`.

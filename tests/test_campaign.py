@@ -10,8 +10,9 @@ import anyio
 import pytest
 from attrs import evolve
 
+from aiopt.backends.local import LocalWorkspace
 from aiopt.campaign import BaselineFailed, Campaign, open_campaign
-from aiopt.errors import ConcurrentWriteError, ConfigError
+from aiopt.errors import ConcurrentWriteError, ConfigError, SessionLost
 from aiopt.events import (
     CampaignFinished,
     CampaignInterrupted,
@@ -27,7 +28,8 @@ from aiopt.events import (
 )
 from aiopt.ids import short_name
 from aiopt.log import Log
-from aiopt.protocols import Patch
+from aiopt.measure import IncumbentFailed
+from aiopt.protocols import Command, Completed, Patch, Sink
 from aiopt.replay import CampaignState, fold, rescore
 from aiopt.settings import Budget, Environment, Settings
 from aiopt.verify import verify
@@ -346,6 +348,74 @@ async def test_two_controllers_never_share_a_log(tmp_path: Path) -> None:
         with pytest.raises(ConcurrentWriteError, match=str(os.getpid())):
             async with open_campaign(target, tmp_path / "results", QUICK):
                 pass
+
+
+def lose_sessions(
+    monkeypatch: pytest.MonkeyPatch, label: str, which: Callable[[int], bool]
+) -> None:
+    """Let the machinery fail at some of the commands with this label."""
+    real, count = LocalWorkspace.run, [0]
+
+    async def run(self: LocalWorkspace, command: Command, sink: Sink) -> Completed:
+        if command.label == label:
+            count[0] += 1
+            if which(count[0]):
+                raise SessionLost("the link is down")
+        return await real(self, command, sink)
+
+    monkeypatch.setattr(LocalWorkspace, "run", run)
+
+
+async def test_a_pair_whose_session_was_lost_is_void_and_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lose_sessions(monkeypatch, "workload", lambda nth: nth == 6)
+    target = write_target(tmp_path / "target", {"01": cost(80)})
+    state = await finish(target, tmp_path / "results")
+    assert outcomes(state) == {"01": "keep"}
+    (void,) = [r.event for r in read(tmp_path / "results") if isinstance(r.event, PairVoided)]
+    assert void.reason == "interrupted"
+    sound(tmp_path / "results")
+
+
+async def test_a_candidate_that_always_loses_its_session_is_invalid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lose_sessions(monkeypatch, "test", lambda nth: 2 <= nth <= 4)
+    target = write_target(tmp_path / "target", {"01": cost(80), "02": cost(90)})
+    state = await finish(target, tmp_path / "results")
+    assert outcomes(state) == {"01": "invalid", "02": "keep"}
+    (verdict,) = [e.verdict for e in state.experiments.values() if e.started.number == 1]
+    assert verdict is not None
+    assert verdict.reason == "session: the link is down"
+
+
+async def test_an_incumbent_that_fails_ends_the_campaign(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three times in a row in one pair; what was measured stays and it can be resumed."""
+    text = TARGET.replace('run = "sh main.sh"\n', 'run = "test ! -e ../../broken && sh main.sh"\n')
+    target = write_target(tmp_path / "target", {"01": cost(80)}, text)
+    results = tmp_path / "results"
+
+    def spoil(recorded: Recorded) -> None:
+        if isinstance(recorded.event, PairScheduled):
+            (results / "toy" / ".work" / "broken").touch()
+
+    with pytest.raises(IncumbentFailed, match="failed 3 times"):
+        async with open_campaign(
+            target, results, QUICK, observer=lambda r: spoil(r) if arm_a_first(r) else None
+        ) as campaign:
+            await campaign.run()
+    stream = campaign.state.stream
+    (results / "toy" / ".work" / "broken").unlink()
+    state = await finish(target, results, None, resume=stream)
+    assert outcomes(state) == {"01": "keep"}
+
+
+def arm_a_first(recorded: Recorded) -> bool:
+    """Only there the incumbent's failure comes before the candidate's, which would be invalid."""
+    return isinstance(recorded.event, PairScheduled) and recorded.event.order == "AB"
 
 
 async def test_code_under_test_cannot_reach_the_harness_or_the_environment(

@@ -265,6 +265,17 @@ def test_a_missing_signal_renormalises_and_is_named() -> None:
     assert fitness_of(params, facts, {"extra": 1.0}) == Unmeasured(reason="no metric with a weight")
 
 
+def test_a_workload_without_pairs_is_left_out() -> None:
+    base: tuple[str, tuple[PatchRef, ...]] = (candidate_id(BASE, ()), ())
+    items, _, _ = experiment("cmp-0001~1", 1, [0.8] * 8, base)
+    (state,) = fold(recorded([*started("cmp-0001~1"), *items])).campaigns.values()
+    facts = state.experiments["exp-0001~1"].facts
+    params = params_from({**PARAMS, "workloads": {"mixed": {}, "other": {}}, "pairs": 9})
+    found = fitness_of(params, facts, {"cpu": 1.0})
+    assert isinstance(found, Fitness)
+    assert found.pairs == 8
+
+
 def test_totals_stand_on_what_was_kept() -> None:
     """A candidate's total is its own step on top of its incumbent's."""
     gain = [0.90, 0.901, 0.902, 0.903, 0.904, 0.905, 0.906, 0.907]

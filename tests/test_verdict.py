@@ -176,6 +176,35 @@ def test_other_answers_are_invalid_however_fast() -> None:
     assert "answers" in verdict.reason
 
 
+def test_other_answers_on_a_guard_workload_are_invalid_too() -> None:
+    judge = Judge(verdict_by("signed-rank"), params(), seed=1, number=1)
+    while (pair := judge.next_pair()) is not None:
+        answers = "same" if pair.workload == "mixed" else "other"
+        faster = measured(pair, "B", times(cpu=0.5)(pair), answers)
+        judge.tell(pair, measured(pair, "A", values()), faster)
+    assert isinstance(judge.outcome, VerdictReached)
+    assert judge.outcome.kind == "invalid"
+    assert "writes" in judge.outcome.reason
+
+
+def test_a_guard_that_was_not_measured_is_not_held() -> None:
+    """Missing is no pass: without the metric there is no keep."""
+
+    def without(pair: PairScheduled) -> Values:
+        found = times(cpu=0.5)(pair)
+        return {name: value for name, value in found.items() if name != "rps"}
+
+    verdict, _ = play(params(), same, without)
+    assert verdict.kind == "inconclusive"
+    assert "rps" in verdict.reason
+
+
+def test_a_composite_of_what_was_not_measured_proves_nothing() -> None:
+    weighted = vary(params(workloads={"mixed": {}}), weights={"rps": 1.0})
+    verdict, _ = play(weighted, same, lambda pair: {"cpu": 1.0, "rss": 50.0, "errors": 0.0})
+    assert verdict.kind == "discard_no_effect"
+
+
 def test_a_failed_gate_is_invalid_without_a_pair() -> None:
     outcome = decide("signed-rank", params(), [GateFailed(gate="test", detail="exit 1")])
     assert isinstance(outcome, VerdictReached)
