@@ -5,6 +5,8 @@ import os
 import shutil
 import stat
 import subprocess
+import tarfile
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean, median
@@ -16,7 +18,7 @@ import pytest
 from aiopt.blobs import BlobStore, blobs_beside
 from aiopt.campaign import open_campaign
 from aiopt.config import unstructure
-from aiopt.errors import ConfigError
+from aiopt.errors import ConfigError, CorruptLogError
 from aiopt.events import (
     CampaignStarted,
     CandidateProposed,
@@ -33,8 +35,10 @@ from aiopt.events import (
     StageStarted,
     VerdictReached,
 )
-from aiopt.export import COLUMNS, Exported, delta, export
-from aiopt.ids import candidate_id
+from aiopt.export import Exported, export
+from aiopt.export.figures import delta
+from aiopt.export.tables import COLUMNS
+from aiopt.ids import candidate_id, digest
 from aiopt.log import Log
 from aiopt.settings import Budget, Settings, rule_params
 from aiopt.target import parse_target
@@ -371,18 +375,24 @@ def test_the_same_log_gives_the_same_bytes(served: Path, tmp_path: Path) -> None
     )
 
 
+def copy_of_log(served: Path, folder: Path) -> Path:
+    """Log and blobs alone, with neither work folder nor target beside them."""
+    log = folder / "results" / "served" / "events.db"
+    log.parent.mkdir(parents=True)
+    shutil.copy(served / "results" / "served" / "events.db", log)
+    shutil.copytree(served / "results" / "served" / "blobs", blobs_beside(log))
+    return log
+
+
 @pytest.mark.slow
 def test_what_cannot_be_had_is_said(served: Path, tmp_path: Path) -> None:
     """Without target and repository there is a patch and a README that names what is missing."""
-    log = tmp_path / "served" / "events.db"
-    log.parent.mkdir()
-    shutil.copy(served / "results" / "served" / "events.db", log)
-    shutil.copytree(served / "results" / "served" / "blobs", blobs_beside(log))
-    exported = export(log)
-    assert len(exported.notes) == 2
+    exported = export(copy_of_log(served, tmp_path))
+    (note,) = exported.notes
     folder = exported.folders[2]
+    assert note.endswith("and source.tar.gz is missing")
     assert not (folder / "source.tar.gz").exists()
-    assert "harness.tar.gz is missing" in (folder / "README.md").read_text()
+    assert "source.tar.gz is missing" in (folder / "README.md").read_text()
     shutil.copytree(served / "targets" / "served" / "src", tmp_path / "src")
     subprocess.run(["git", "apply", folder / "diff.patch"], cwd=tmp_path / "src", check=True)
     assert "ROUNDS = 20" in (tmp_path / "src" / "server.py").read_text()
@@ -392,13 +402,35 @@ def test_what_cannot_be_had_is_said(served: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_changed_harness_is_noted(served: Path, tmp_path: Path) -> None:
-    """The folder then has the files of today, and says that they are not those of the campaign."""
-    shutil.copytree(served / "targets" / "served", tmp_path / "served")
-    (tmp_path / "served" / "load.py").write_text("#!/bin/sh\n")
-    log = served / "results" / "served" / "events.db"
-    exported = export(log, tmp_path / "out", target=tmp_path / "served")
-    assert any("are not those of the measurement" in note for note in exported.notes)
+def test_the_harness_is_that_of_the_measurement(
+    served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes from the log, whatever has become of the target; only the source is from there."""
+    log = copy_of_log(served, tmp_path)
+    changed = tmp_path / "elsewhere" / "served"
+    shutil.copytree(served / "targets" / "served", changed)
+    (changed / "load.py").write_text("#!/bin/sh\n")
+    monkeypatch.chdir(changed.parent)
+    exported = export(log, target=Path("served"))
+    assert exported.notes == ()
+    with tarfile.open(exported.folders[0] / "harness.tar.gz") as harness:
+        loader = harness.extractfile("load.py")
+        assert loader is not None
+        assert loader.read().decode() == LOAD
+        assert "src/server.py" not in harness.getnames()
+    assert contents(log.parent / "local") == contents(served / "results" / "served" / "local")
+
+
+@pytest.mark.slow
+def test_another_source_is_not_taken(served: Path, tmp_path: Path) -> None:
+    """A target folder whose source has changed since counts for as little as none."""
+    log = copy_of_log(served, tmp_path)
+    shutil.copytree(served / "targets" / "served", tmp_path / "targets" / "served")
+    with (tmp_path / "targets" / "served" / "src" / "server.py").open("a") as file:
+        file.write("# a comment\n")
+    exported = export(log)
+    assert len(exported.notes) == 1
+    assert not (exported.folders[0] / "source.tar.gz").exists()
 
 
 @pytest.mark.slow
@@ -462,6 +494,7 @@ class Story:
             make(
                 CampaignStarted,
                 target="plain",
+                harness=self.blobs.put(b"a tar"),
                 spec=unstructure(self.target),
                 base_commit=self.base,
                 rule="signed-rank",
@@ -641,6 +674,26 @@ def test_git_and_script_sources_are_fetched(story: Story) -> None:
     text = (story.export().folders[1] / "build.sh").read_text()
     assert "git fetch -q --depth=1 https://example.invalid/plain.git v1" in text
     assert f"checkout -q {story.base}" in text
+
+
+def test_a_harness_that_is_lost_is_an_error(story: Story) -> None:
+    """As for every blob that the log refers to."""
+    story.blobs.path(digest(b"a tar")).unlink()
+    with pytest.raises(CorruptLogError, match="missing"):
+        story.export()
+
+
+def test_the_templates_are_packaged() -> None:
+    """What is no module has to be named in pyproject.toml, or a wheel lacks it without a word."""
+    root = Path(__file__).parent.parent
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+    globs = project["tool"]["setuptools"]["package-data"]["aiopt.export"]
+    package = root / "aiopt" / "export"
+    packaged = {file for pattern in globs for file in package.glob(pattern)}
+    assert {file.name for file in packaged} == {*SCRIPTS, "lib.sh"}
+    assert packaged == {
+        file for file in package.rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc")
+    }
 
 
 def test_one_campaign_of_several(story: Story) -> None:

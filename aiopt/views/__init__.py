@@ -1,0 +1,80 @@
+"""Read models: what people and programs want to see of a campaign, as values.
+
+Everything here is pure and made of the fold (`aiopt.replay`) and of events. The command line, the
+export and reports print these values, and none of them computes its own.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from attrs import fields, has
+
+from aiopt.ids import short_name
+from aiopt.views.campaign import (
+    AuditView,
+    CandidateRow,
+    ExperimentView,
+    Summary,
+    audit_view,
+    baseline_failed,
+    candidate_row,
+    candidate_table,
+    experiment_view,
+    is_finished,
+    summary,
+)
+from aiopt.views.effects import EffectView, effect_view, estimates, primary_effects
+from aiopt.views.tables import (
+    EvidenceRow,
+    GateRow,
+    PairRow,
+    StageRow,
+    evidence_table,
+    gate_table,
+    pair_table,
+    stage_table,
+)
+
+__all__ = [
+    "AuditView",
+    "CandidateRow",
+    "EffectView",
+    "EvidenceRow",
+    "ExperimentView",
+    "GateRow",
+    "PairRow",
+    "StageRow",
+    "Summary",
+    "audit_view",
+    "baseline_failed",
+    "candidate_row",
+    "candidate_table",
+    "effect_view",
+    "estimates",
+    "evidence_table",
+    "experiment_view",
+    "gate_table",
+    "is_finished",
+    "pair_table",
+    "primary_effects",
+    "short",
+    "stage_table",
+    "summary",
+    "to_json",
+]
+
+
+def to_json(value: Any) -> Any:
+    """A view as plain JSON data: objects under the names of the fields, streams in full."""
+    if has(type(value)):
+        return {field.name: to_json(getattr(value, field.name)) for field in fields(type(value))}
+    if isinstance(value, Mapping):
+        return {str(name): to_json(item) for name, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [to_json(item) for item in value]
+    return value
+
+
+def short(stream: str | None) -> str:
+    """`exp-0007`, or a dash where there is no stream."""
+    return short_name(stream) if stream else "-"
