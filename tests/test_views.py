@@ -236,6 +236,13 @@ def test_summary_and_audit() -> None:
     assert orjson.loads(orjson.dumps(to_json(found)))["candidates"][0]["number"] == 1
 
 
+def test_an_audit_of_an_earlier_incumbent_does_not_count() -> None:
+    """What was audited has to be what the campaign consists of now."""
+    audit = "exp-0001~1"
+    measured = AuditMeasured(baseline="c0", final="another", effects=(_effect(),))
+    assert audit_view(_state(_experiment(audit, "audit", 0), (audit, measured))) is None
+
+
 def test_baseline_failed() -> None:
     """Only if it was tried and given up."""
     stream = "exp-0001~1"
