@@ -92,6 +92,7 @@ class Harness:
         "/Dockerfile",
         "/k8s/",
         "__pycache__/",
+        ".*/",
     )
 
 

@@ -13,7 +13,7 @@ __all__ = ["Greedy"]
 
 @frozen
 class Greedy:
-    """Hill climbing from the baseline; with `count` above 1 it looks ahead on the same incumbent."""
+    """Hill climbing from the baseline; asked for several, it looks ahead on the same incumbent."""
 
     def ask(self, state: CampaignState, rng: Generator, count: int) -> Sequence[Selection]:
         """The incumbent, as often as there is room; see `aiopt.protocols.Strategy`."""
