@@ -177,13 +177,14 @@ def outcome_of(
 
 def _not_positive(execution: Execution, target: Target) -> list[Problem]:
     """What is compared by ratio must be above 0; a 0 is a failed reading, not a record."""
-    return [
-        Problem(name, f"{value:g}", None, "must be above 0: it is compared by ratio")
-        for name, metric in target.metrics.items()
-        if metric.role == "primary" or (metric.role == "guard" and metric.limit is None)
-        for value in execution.metrics.get(name, ())[:1]
-        if min(execution.metrics[name]) <= 0
-    ]
+    problems = []
+    for name, metric in target.metrics.items():
+        by_ratio = metric.role == "primary" or (metric.role == "guard" and metric.limit is None)
+        lowest = min(execution.metrics.get(name, (1.0,)))
+        if by_ratio and lowest <= 0:
+            why = "must be above 0: it is compared by ratio"
+            problems.append(Problem(name, f"{lowest:g}", None, why))
+    return problems
 
 
 def _failure(
