@@ -7,7 +7,8 @@
 A subject is one patch, or several joined by `+`. Within a pair a coin decides which side runs
 first. A round measures each subject once, so that a slow minute of the machine falls on all alike.
 Prints the median of ln(patched / baseline) in percent, and the 10th and 90th percentile of the
-pairs (below ten pairs: the extremes). This is how the pool was checked; it is not a test, and decides nothing.
+pairs (below ten pairs: the extremes). This is how the pool was checked; it is not a test, and
+decides nothing.
 """
 
 import argparse
