@@ -58,6 +58,8 @@ class RuleParams:
     mei: float = 0.03
     """Smallest effect of interest: what could still be that large was not refuted."""
     guard_alpha: float = 0.05
+    guard_pairs: int = 5
+    """Pairs for each guard workload: what `guard_alpha` needs."""
     regression_alpha: float = 0.10
     weights: Mapping[str, float] = field(factory=dict)
     """If given, one composite decides in place of the primaries:
@@ -98,6 +100,9 @@ def params_from(data: Mapping[str, Any]) -> RuleParams:
         value = getattr(params, name)
         if not 0 < value < 1:
             problems.append((name, f"{value:g}: a probability between 0 and 1"))
+    if 2.0**-params.guard_pairs > params.guard_alpha:
+        text = f"{params.guard_pairs} can never prove that a guard holds at {params.guard_alpha:g}"
+        problems.append(("guard_pairs", text))
     if params.delta0 < 0 or params.mei <= params.delta0:
         problems.append(("mei", f"{params.mei:g}: must be above delta0 = {params.delta0:g} >= 0"))
     objectives = max(1, len(params.objectives) * len(params.main))

@@ -44,22 +44,22 @@ class SignedRank:
         over_limit = _over_limit(params, screens)
         improved = any(effect.state == "improved" for effect in objectives)
         undecided = not improved and not over_limit and least < params.pairs
-        if undecided and not self._hopeless(params, screens):
+        if undecided and not (self._hopeless(params, screens) or self._broken(params, screens)):
             return next_turn(params.main, screens, "screen", params.pairs)
         shown = [effect for effect in objectives if effect.state == "improved" or not improved]
         effects = [*shown, *self._others(params, screens, objectives, improved)]
         if over_limit:
             return self._verdict("discard_regression", over_limit, effects)
-        if not improved:
-            return self._verdict(*self._not_kept(params, screens, objectives, least), effects)
         broken = [effect for effect in effects if effect.state == "broken"]
+        if not improved and not broken:
+            return self._verdict(*self._not_kept(params, screens, objectives, least), effects)
         if not broken and params.guard_workloads:
             guards = {name: pairs_of(events, "guard", name) for name in params.guard_workloads}
             answers = _answers_differ(params, [*guards.values()])
             if answers:
                 return self._verdict("invalid", answers, effects)
-            if min(len(pairs) for pairs in guards.values()) < params.pairs:
-                return next_turn(params.guard_workloads, guards, "guard", params.pairs)
+            if min(len(pairs) for pairs in guards.values()) < params.guard_pairs:
+                return next_turn(params.guard_workloads, guards, "guard", params.guard_pairs)
             effects += self._guard_effects(params, guards)
             broken = [effect for effect in effects if effect.state == "broken"]
         if broken:
@@ -104,6 +104,21 @@ class SignedRank:
                 ):
                     return False
         return True
+
+    def _broken(self, params: RuleParams, screens: Mapping[str, Sequence[Pair]]) -> bool:
+        """Whether something is proved to be worse beyond its margin already.
+
+        Looking after every pair can only add discards, so the level of a keep is untouched.
+        """
+        for pairs in screens.values():
+            for name, metric in params.metrics.items():
+                guards = metric.role in ("primary", "guard") and metric.limit is None
+                if metric.kind == "digest" or not guards:
+                    continue
+                d = differences(pairs, name, metric.direction)
+                if d and _is_worse(d, metric.margin, params.guard_alpha):
+                    return True
+        return False
 
     def _others(
         self,
@@ -164,7 +179,7 @@ class SignedRank:
         p = signed_rank_p(d, -bound)
         if p <= params.guard_alpha:
             state = "held"
-        elif signed_rank_p([-x for x in d], bound) <= params.guard_alpha:
+        elif _is_worse(d, margin, params.guard_alpha):
             state = "broken"
         else:
             state = "unresolved"
@@ -207,6 +222,11 @@ class SignedRank:
             rule=self.id,
             rule_version=self.version,
         )
+
+
+def _is_worse(d: Sequence[float], margin: float, alpha: float) -> bool:
+    """Whether these log ratios prove a loss of more than the margin."""
+    return signed_rank_p([-x for x in d], math.log1p(margin)) <= alpha
 
 
 def _gate(events: Iterable[Event]) -> tuple[str, str] | None:

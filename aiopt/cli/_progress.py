@@ -49,7 +49,7 @@ def pairs_left(campaign: CampaignState, experiment: ExperimentState) -> int:
     decided = decider(params, experiment.facts)
     if not isinstance(decided, NeedsMore):
         return 0
-    guards = len(params.guard_workloads) * params.pairs if decided.purpose == "screen" else 0
+    guards = len(params.guard_workloads) * params.guard_pairs if decided.purpose == "screen" else 0
     return decided.missing + guards
 
 

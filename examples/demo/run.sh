@@ -1,6 +1,6 @@
 #!/bin/sh
-# `make demo`: search the example service for patches that make it cheaper, from a pool of three
-# dozen of which most do not help. Options are passed on: make demo ARGS="--budget 10m".
+# `make demo`: search the example service for patches that make it cheaper, from a pool of thirty
+# of which most do not help. Options are passed on: make demo ARGS="--budget 10m".
 #
 # A demo that was interrupted goes on where it stopped; one that finished begins anew.
 set -eu

@@ -120,7 +120,7 @@ def test_a_patch_applies_or_not(name: str, tmp_path: Path) -> None:
 
 def test_kept_patches_apply_in_the_order_of_their_names_and_in_reverse(tmp_path: Path) -> None:
     kept = [name for name, entry in TABLE.items() if entry["in_order"][0] == "keep"]
-    kept += ["14-page-key", "15-page-revision"]
+    kept += ["18-page-key", "19-page-revision"]
     make_tree(tmp_path / "forward", sorted(kept))
     make_tree(tmp_path / "backward", sorted(kept, reverse=True))
     for file in (tmp_path / "forward").glob("*.py"):
@@ -128,9 +128,9 @@ def test_kept_patches_apply_in_the_order_of_their_names_and_in_reverse(tmp_path:
 
 
 def test_of_two_patches_that_conflict_the_second_no_longer_applies(tmp_path: Path) -> None:
-    make_tree(tmp_path / "second", ["07-orders-join"])
+    make_tree(tmp_path / "second", ["03-orders-join"])
     with pytest.raises(subprocess.CalledProcessError):
-        make_tree(tmp_path / "both", ["06-orders-items-in", "07-orders-join"])
+        make_tree(tmp_path / "both", ["02-orders-items-in", "03-orders-join"])
 
 
 def test_a_broken_build_is_found(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_the_source_passes_its_checks(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_all_kept_patches_together_pass_the_checks(tmp_path: Path) -> None:
     kept = [name for name, entry in TABLE.items() if entry["in_order"][0] == "keep"]
-    tree = make_tree(tmp_path / "tree", [*kept, "14-page-key", "15-page-revision"])
+    tree = make_tree(tmp_path / "tree", [*kept, "18-page-key", "19-page-revision"])
     assert run_checks(tree) == 0
 
 
@@ -194,7 +194,7 @@ def test_the_load_is_what_it_claims(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_wrong_answer_changes_the_digest(tmp_path: Path, baseline: dict[str, str]) -> None:
-    tree = make_tree(tmp_path / "tree", ["05-orders-single-select"])
+    tree = make_tree(tmp_path / "tree", ["01-orders-single-select"])
     printed = run_once(tree, tmp_path / "run", SMALL)
     assert printed["response_digest"] != baseline["response_digest"]
 
