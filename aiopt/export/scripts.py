@@ -1,6 +1,6 @@
 """The five scripts of a folder, and the two files that they share.
 
-They are `templates/*.sh` and `helper.py` of this package; here the target's commands are put in
+They are the `*.sh` files and `helper.py` of this package; here the target's commands are put in
 where a template has `@NAME@`.
 """
 
@@ -52,7 +52,7 @@ def _packaged(name: str) -> str:
 
 
 def _filled(name: str, marks: Mapping[str, str]) -> str:
-    return _MARK.sub(lambda mark: marks[mark[1]], _packaged(f"templates/{name}"))
+    return _MARK.sub(lambda mark: marks[mark[1]], _packaged(name))
 
 
 # ---- what goes into each of them ----

@@ -1,7 +1,7 @@
 """Measure what each patch of the pyserver pool does, beside the baseline and in the same minutes.
 
     python tests/targets/measure_pool.py --pairs 10                    # every patch that can run
-    python tests/targets/measure_pool.py --pairs 10 18-page-key+19-page-revision
+    python tests/targets/measure_pool.py --pairs 10 17-page-key+18-page-revision
     python tests/targets/measure_pool.py --pairs 10 --against 06-reply-key 05-orders-join
 
 A subject is one patch, or several joined by `+`. Within a pair a coin decides which side runs
@@ -95,7 +95,7 @@ def run_once(tree: Path, run_dir: Path, workload: dict[str, str]) -> dict[str, s
 
 
 def end_helpers() -> None:
-    """End what 27-prefetch-helper has left behind; aiopt has to do this without knowing a name."""
+    """End what 26-prefetch-helper has left behind; aiopt has to do this without knowing a name."""
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if (process / "cmdline").read_bytes().startswith(b"pyserver-helper\0"):
@@ -115,7 +115,7 @@ def main() -> None:
 
     expected = tomllib.loads(EXPECTED.read_text())["patch"] if EXPECTED.exists() else {}
     measurable = [name for name, entry in expected.items() if entry.get("measurable", True)]
-    subjects = options.subjects or [*measurable, "18-page-key+19-page-revision"]
+    subjects = options.subjects or [*measurable, "17-page-key+18-page-revision"]
     target = tomllib.loads((TARGET / "target.toml").read_text())
     workload = target["workloads"][options.workload]["env"]
     base_patches = [patch for patch in options.against.split("+") if patch]
