@@ -107,6 +107,7 @@ class Effect:
     metric: str
     workload: str
     role: Literal["primary", "guard", "info"]
+    direction: Literal["lower", "higher"]
     pairs: int
     effect: float | None
     low: float | None

@@ -87,6 +87,7 @@ def effect_of(
     metric: str,
     workload: str,
     role: Any,
+    direction: Direction,
     d: Sequence[float] | None,
     pairs: int,
     p: float | None = None,
@@ -97,6 +98,7 @@ def effect_of(
             metric=metric,
             workload=workload,
             role=role,
+            direction=direction,
             pairs=pairs,
             effect=None,
             low=None,
@@ -109,6 +111,7 @@ def effect_of(
         metric=metric,
         workload=workload,
         role=role,
+        direction=direction,
         pairs=pairs,
         effect=_rounded(hodges_lehmann(d)),
         low=_rounded(low),
@@ -132,7 +135,9 @@ def effects_of(
         for name, metric in params.metrics.items():
             if metric.kind == "number":
                 d = differences(pairs, name, metric.direction)
-                found.append(effect_of(name, workload, metric.role, d, len(pairs)))
+                found.append(
+                    effect_of(name, workload, metric.role, metric.direction, d, len(pairs))
+                )
     return tuple(found)
 
 

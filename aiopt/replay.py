@@ -224,6 +224,11 @@ def _campaign_step(campaign: CampaignState, event: Event) -> None:
             pass
 
 
+def _within_service(experiment: ExperimentState, event: StageFinished) -> bool:
+    """Whether the stage ran beside a service, whose own time covers it."""
+    return any(stage == "deploy" and run == event.run for stage, _, run in experiment.open_stages)
+
+
 def _experiment_step(
     campaign: CampaignState, experiment: ExperimentState, recorded: Recorded
 ) -> None:
@@ -235,7 +240,8 @@ def _experiment_step(
             experiment.attempts[key] = experiment.attempts.get(key, 0) + 1
         case StageFinished():
             experiment.open_stages.pop((event.stage, event.attempt, event.run), None)
-            experiment.seconds += event.seconds
+            if not _within_service(experiment, event):
+                experiment.seconds += event.seconds
         case ArtifactBuilt():
             experiment.artifact, experiment.gates = event.digest, []
             experiment.facts.append(event)

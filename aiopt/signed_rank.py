@@ -16,7 +16,7 @@ from attrs import frozen
 from aiopt.events import ArtifactBuilt, Effect, Event, GateFailed, VerdictReached
 from aiopt.pairs import Pair, composite, differences, effect_of, next_turn, pairs_of
 from aiopt.rules import MetricRule, NeedsMore, RuleParams
-from aiopt.stats import best_case_p, signed_rank_p, upper_bound
+from aiopt.stats import Direction, best_case_p, signed_rank_p, upper_bound
 
 __all__ = ["SignedRank"]
 
@@ -83,7 +83,9 @@ class SignedRank:
                 complete = d is not None and len(d) >= params.pairs
                 p = signed_rank_p(d, params.delta0) if d and complete else None
                 state = "improved" if p is not None and p <= level else "unproved"
-                yield effect_of(name, workload, "primary", d, len(pairs), p, state)
+                yield effect_of(
+                    name, workload, "primary", _direction(params, name), d, len(pairs), p, state
+                )
 
     def _level(self, params: RuleParams) -> float:
         return params.alpha / (len(params.objectives) * len(params.main))
@@ -140,9 +142,11 @@ class SignedRank:
                     continue  # already listed as an objective that was not proved
                 if metric.limit is not None:
                     state = "held" if _beyond(metric, name, pairs) is None else "broken"
-                    yield effect_of(name, workload, "guard", d, len(pairs), None, state)
+                    yield effect_of(
+                        name, workload, "guard", metric.direction, d, len(pairs), None, state
+                    )
                 elif metric.role == "info":
-                    yield effect_of(name, workload, "info", d, len(pairs))
+                    yield effect_of(name, workload, "info", metric.direction, d, len(pairs))
                 else:
                     yield self._guarded(params, name, workload, d, len(pairs), metric.margin)
 
@@ -157,11 +161,13 @@ class SignedRank:
                 d = differences(pairs, name, metric.direction)
                 if metric.limit is not None:
                     state = "held" if _beyond(metric, name, pairs) is None else "broken"
-                    yield effect_of(name, workload, "guard", d, len(pairs), None, state)
+                    yield effect_of(
+                        name, workload, "guard", metric.direction, d, len(pairs), None, state
+                    )
                 elif metric.role == "primary":
                     yield self._guarded(params, name, workload, d, len(pairs), margin)
                 else:
-                    yield effect_of(name, workload, "info", d, len(pairs))
+                    yield effect_of(name, workload, "info", metric.direction, d, len(pairs))
 
     def _guarded(
         self,
@@ -173,8 +179,9 @@ class SignedRank:
         margin: float,
     ) -> Effect:
         """Non-inferiority: H0 "worse by at least the margin", tested on the log scale."""
+        direction = params.metrics[name].direction
         if not d:
-            return effect_of(name, workload, "guard", d, pairs, None, "unresolved")
+            return effect_of(name, workload, "guard", direction, d, pairs, None, "unresolved")
         bound = math.log1p(margin)
         p = signed_rank_p(d, -bound)
         if p <= params.guard_alpha:
@@ -183,7 +190,7 @@ class SignedRank:
             state = "broken"
         else:
             state = "unresolved"
-        return effect_of(name, workload, "guard", d, pairs, p, state)
+        return effect_of(name, workload, "guard", direction, d, pairs, p, state)
 
     def _not_kept(
         self,
@@ -222,6 +229,12 @@ class SignedRank:
             rule=self.id,
             rule_version=self.version,
         )
+
+
+def _direction(params: RuleParams, objective: str) -> Direction:
+    """Of a primary; a composite is a cost."""
+    metric = params.metrics.get(objective)
+    return metric.direction if metric is not None else "lower"
 
 
 def _is_worse(d: Sequence[float], margin: float, alpha: float) -> bool:

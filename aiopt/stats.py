@@ -94,9 +94,12 @@ def log_ratio(a: float, b: float, direction: Direction) -> float:
     raise ValueError(msg)
 
 
-def percent(effect: float) -> float:
-    """The share of the cost that an effect (natural log) saves: 0.03 is 3 % less."""
-    return -math.expm1(-effect)
+def percent(effect: float, direction: Direction = "lower") -> float:
+    """How much better an effect (natural log) is, as a share: 0.03 is 3 % less of a cost.
+
+    Where higher is better it is the share that is gained: 0.03 is 3 % more.
+    """
+    return -math.expm1(-effect) if direction == "lower" else math.expm1(effect)
 
 
 def smallest_n(alpha: float) -> int:

@@ -347,9 +347,11 @@ class TestLogRatio:
 
     @given(positive, st.floats(0.5, 2))
     def test_percent(self, a: float, factor: float) -> None:
-        """The percent of a log ratio is the share of the cost that is saved."""
+        """The percent of a log ratio is the share that is saved, or gained of a rate."""
         saved = percent(log_ratio(a, a * factor, "lower"))
         assert saved == pytest.approx(1 - factor, abs=1e-12)
+        gained = percent(log_ratio(a, a * factor, "higher"), "higher")
+        assert gained == pytest.approx(factor - 1, rel=1e-9, abs=1e-12)
 
     @pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
     @pytest.mark.parametrize("direction", ["lower", "higher"])

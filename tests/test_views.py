@@ -152,7 +152,7 @@ def _on(stream: str, events: Iterable[Event]) -> list[tuple[str, Event]]:
 def test_effects_are_also_percentages() -> None:
     """A log ratio of 0.1 saves 9.5163 %; what has no bound has none as a percentage either."""
     view = effect_view(_effect())
-    assert (view.saved_percent, view.saved_percent_low, view.saved_percent_high) == (
+    assert (view.better_percent, view.better_percent_low, view.better_percent_high) == (
         9.5163,
         None,
         18.1269,
@@ -232,7 +232,7 @@ def test_summary_and_audit() -> None:
     assert is_finished(state)
     assert found.audit == audit_view(state)
     assert found.audit is not None
-    assert found.audit.effects[0].saved_percent == 9.5163
+    assert found.audit.effects[0].better_percent == 9.5163
     assert orjson.loads(orjson.dumps(to_json(found)))["candidates"][0]["number"] == 1
 
 
@@ -344,9 +344,9 @@ def test_estimates_before_the_verdict() -> None:
         *_on(audit, [event for index in range(5) for event in _pair(index, 100, 50, "audit")]),
     )
     (found,) = estimates(state, state.experiments[one])
-    assert found.saved_percent == pytest.approx(20)
+    assert found.better_percent == pytest.approx(20)
     (found,) = estimates(state, state.experiments[audit])
-    assert found.saved_percent == pytest.approx(50)
+    assert found.better_percent == pytest.approx(50)
 
 
 def test_short_names() -> None:

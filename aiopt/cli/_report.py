@@ -44,7 +44,7 @@ def candidate_lines(rows: Sequence[CandidateRow]) -> Iterator[str]:
         )
         for row in rows
     ]
-    head = ("#", "experiment", "patch", "verdict", "saved [95 % interval]", "reason")
+    head = ("#", "experiment", "patch", "verdict", "better by [95 % interval]", "reason")
     yield table(head, lines, right=[0])
 
 
@@ -61,15 +61,15 @@ def audit_lines(audit: AuditView) -> Iterator[str]:
 def effect_lines(effects: Sequence[EffectView]) -> Iterator[str]:
     """One line for each metric and workload; positive is better."""
     yield table(
-        ("metric", "workload", "role", "pairs", "saved", "95 % interval", "state"),
+        ("metric", "workload", "role", "pairs", "better by", "95 % interval", "state"),
         [
             (
                 effect.metric,
                 effect.workload,
                 effect.role,
                 str(effect.pairs),
-                _percent(effect.saved_percent),
-                f"[{_bound(effect.saved_percent_low)}, {_bound(effect.saved_percent_high)}]",
+                _percent(effect.better_percent),
+                f"[{_bound(effect.better_percent_low)}, {_bound(effect.better_percent_high)}]",
                 "" if effect.state == "info" else effect.state,
             )
             for effect in effects

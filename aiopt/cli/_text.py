@@ -69,11 +69,13 @@ def _signed(value: float | None, digits: int) -> str:
 def effect_text(effect: EffectView, workloads: int = 1) -> str:
     """`cost +19.8 % [+18.9, +20.7]`: the share that is saved, with its 95 % interval."""
     where = f" ({effect.workload})" if workloads > 1 else ""
-    if effect.saved_percent is None:
+    if effect.better_percent is None:
         return f"{effect.metric}{where} ?"
-    digits = 2 if abs(effect.saved_percent) < 1 else 1
-    low, high = (_signed(v, digits) for v in (effect.saved_percent_low, effect.saved_percent_high))
-    return f"{effect.metric}{where} {_signed(effect.saved_percent, digits)} % [{low}, {high}]"
+    digits = 2 if abs(effect.better_percent) < 1 else 1
+    low, high = (
+        _signed(v, digits) for v in (effect.better_percent_low, effect.better_percent_high)
+    )
+    return f"{effect.metric}{where} {_signed(effect.better_percent, digits)} % [{low}, {high}]"
 
 
 def effects_text(effects: Sequence[EffectView]) -> str:

@@ -133,7 +133,7 @@ def _ranking(result: Rescored) -> Iterator[str]:
         )
         for place, ranked in enumerate(result.ranking, 1)
     ]
-    head = ("", "experiment", "patch", "saved in all", "own step", "95 % interval", "pairs", "")
+    head = ("", "experiment", "patch", "better in all", "own step", "95 % interval", "pairs", "")
     yield table(head, rows, right=[0, 3, 4, 6])
 
 

@@ -18,7 +18,10 @@ __all__ = ["EffectView", "effect_view", "estimates", "primary_effects"]
 
 @frozen(kw_only=True)
 class EffectView:
-    """One effect, also as the percentage of the cost that is saved; None: there is no bound."""
+    """One effect, also as the percentage by which it is better; None: there is no bound.
+
+    Of a cost that is what is saved, of a rate what is gained.
+    """
 
     metric: str
     workload: str
@@ -29,13 +32,13 @@ class EffectView:
     low: float | None
     high: float | None
     p: float | None
-    saved_percent: float | None
-    saved_percent_low: float | None
-    saved_percent_high: float | None
+    better_percent: float | None
+    better_percent_low: float | None
+    better_percent_high: float | None
 
 
-def _saved(effect: float | None) -> float | None:
-    return None if effect is None else round(100 * percent(effect), 4)
+def _better(effect: Effect, value: float | None) -> float | None:
+    return None if value is None else round(100 * percent(value, effect.direction), 4)
 
 
 def effect_view(effect: Effect) -> EffectView:
@@ -50,9 +53,9 @@ def effect_view(effect: Effect) -> EffectView:
         low=effect.low,
         high=effect.high,
         p=effect.p,
-        saved_percent=_saved(effect.effect),
-        saved_percent_low=_saved(effect.low),
-        saved_percent_high=_saved(effect.high),
+        better_percent=_better(effect, effect.effect),
+        better_percent_low=_better(effect, effect.low),
+        better_percent_high=_better(effect, effect.high),
     )
 
 

@@ -159,6 +159,7 @@ def experiment(number: int, writer: int) -> Items:
                     metric="p99_us",
                     workload="mixed",
                     role="primary",
+                    direction="lower",
                     pairs=8,
                     effect=0.003817,
                     low=-0.011204,

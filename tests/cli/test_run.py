@@ -76,7 +76,7 @@ def test_summary_as_json(finished: Finished) -> None:
     assert statuses[2:4] == ["invalid", "rejected"]
     assert found["kept"] == ["01-better"]
     audit = {effect["metric"]: effect for effect in found["audit"]["effects"]}
-    assert audit["cost"]["saved_percent"] == pytest.approx(20, abs=0.01)
+    assert audit["cost"]["better_percent"] == pytest.approx(20, abs=0.01)
     assert "01-better: keep  cost +20.0 %" in finished.result.stderr
     assert "\x1b" not in finished.result.stderr
 

@@ -23,9 +23,9 @@ _EFFECT = EffectView(
     low=0.05,
     high=None,
     p=0.01,
-    saved_percent=9.5163,
-    saved_percent_low=4.8771,
-    saved_percent_high=None,
+    better_percent=9.5163,
+    better_percent_low=4.8771,
+    better_percent_high=None,
 )
 
 
@@ -46,9 +46,9 @@ def test_duration(seconds: float, text: str) -> None:
 def test_effects() -> None:
     """The workload is named only where there is more than one."""
     assert effect_text(_EFFECT) == "cost +9.5 % [+4.9, ?]"
-    other = evolve(_EFFECT, workload="other", saved_percent=-0.5, saved_percent_high=0.25)
+    other = evolve(_EFFECT, workload="other", better_percent=-0.5, better_percent_high=0.25)
     assert effects_text([_EFFECT, other]).endswith(", cost (other) -0.50 % [+4.88, +0.25]")
-    assert effect_text(evolve(_EFFECT, saved_percent=None)) == "cost ?"
+    assert effect_text(evolve(_EFFECT, better_percent=None)) == "cost ?"
 
 
 def test_table_and_lines() -> None:

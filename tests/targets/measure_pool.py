@@ -53,7 +53,7 @@ def free_port() -> int:
 
 
 def run_once(tree: Path, run_dir: Path, workload: dict[str, str]) -> dict[str, str]:
-    """deploy, workload, collect, teardown, as aiopt runs them; all `key=value` lines printed."""
+    """deploy, workload, collect, as aiopt runs them; all `key=value` lines printed."""
     run_dir.mkdir(parents=True, exist_ok=True)
     environment = {
         **os.environ,
@@ -90,7 +90,6 @@ def run_once(tree: Path, run_dir: Path, workload: dict[str, str]) -> dict[str, s
         finally:
             service.terminate()
             service.wait()
-    subprocess.run([str(TARGET / "teardown.sh")], cwd=tree, env=environment, check=True)
     return printed
 
 
