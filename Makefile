@@ -18,7 +18,7 @@ aiopt/candidate.py,aiopt/settings.py,strategies/*.py
 	venv clean
 
 help:
-	@echo "make demo        optimise targets/pyserver; the log and the report go to results/"
+	@echo "make demo        optimise targets/pyserver; the log goes to results/demo/"
 	@echo "make test        all tests"
 	@echo "make lint        ruff, format-check, mypy, imports (each is a target of its own)"
 	@echo "make format      let ruff format the code"
@@ -91,6 +91,6 @@ clean:
 	rm -rf "$(VENV)" build dist aiopt.egg-info htmlcov .coverage .coverage.* .benchmarks
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
-	for work in results/*/.work; do \
+	for work in results/*/.work results/demo/*/.work; do \
 	  if [ -d "$$work" ]; then chmod -R u+rwX "$$work" && rm -rf "$$work"; fi; \
 	done

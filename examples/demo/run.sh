@@ -2,11 +2,13 @@
 # `make demo`: search the example service for patches that make it cheaper, from a pool of thirty
 # of which most do not help. Options are passed on: make demo ARGS="--budget 10m".
 #
+# Its log is in results/demo, apart from the one of results/pyserver that came with the source.
+#
 # A demo that was interrupted goes on where it stopped; one that finished begins anew.
 set -eu
 cd "$(dirname "$0")/../.."
 target=pyserver
-results=${AIOPT_RESULTS:-results}
+results=${AIOPT_RESULTS:-results/demo}
 log=$results/$target/events.db
 command -v aiopt >/dev/null || {
     echo "aiopt is not installed here; \`make demo\` does that" >&2
