@@ -155,7 +155,10 @@ async def test_process_that_was_forked_ahead_is_replaced(spec: WorkspaceSpec) ->
         assert workspace.supervisor is not None
         while not (ahead := _remains.process_tree(workspace.supervisor.pid)):  # noqa: ASYNC110
             await anyio.sleep(0.001)
-        os.kill(ahead.pop(), signal.SIGKILL)
+        killed = ahead.pop()
+        os.kill(killed, signal.SIGKILL)
+        while killed in _remains.process_tree(workspace.supervisor.pid):
+            await anyio.sleep(0.001)
         done = await workspace.run(sh("exit 0"), Recorder())
         assert done.ok
         assert done.strays_killed == 0
