@@ -157,7 +157,7 @@ async def test_process_that_was_forked_ahead_is_replaced(spec: WorkspaceSpec) ->
             await anyio.sleep(0.001)
         killed = ahead.pop()
         os.kill(killed, signal.SIGKILL)
-        while killed in _remains.process_tree(workspace.supervisor.pid):
+        while killed in _remains.process_tree(workspace.supervisor.pid):  # noqa: ASYNC110
             await anyio.sleep(0.001)
         done = await workspace.run(sh("exit 0"), Recorder())
         assert done.ok
