@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import click
 
@@ -10,6 +11,7 @@ from aiopt.cli._places import find_log
 from aiopt.cli._text import print_json
 from aiopt.errors import ConfigError
 from aiopt.logfile import rows
+from aiopt.merge import import_jsonl
 from aiopt.merge import merge as merge_logs
 from aiopt.verify import Problem, Report
 from aiopt.verify import verify as verify_log
@@ -114,14 +116,23 @@ def _print(report: Report, problems: list[Problem], head: bool) -> None:
 def merge(into: Path, sources: tuple[str, ...], results: Path, as_json: bool) -> None:
     """Add to the log INTO what the logs FROM have and it has not, with all their blobs.
 
-    INTO is created if need be. It is all or nothing, and nothing the second time.
+    INTO is created if need be. It is all or nothing, and nothing the second time. What ends in
+    .jsonl is lines that `aiopt export --jsonl` wrote; they carry no blobs.
 
     \b
     Examples:
       aiopt merge all/pyserver/events.db results/pyserver/events.db lab/events.db
       aiopt merge results/pyserver/events.db /mnt/lab/results/pyserver --json
+      aiopt merge again/events.db events.jsonl
     """
-    report = merge_logs(into, [find_log(source, results) for source in sources])
+    with TemporaryDirectory(prefix="aiopt-merge-") as folder:
+        logs = [
+            _from_lines(Path(source), Path(folder, str(number)))
+            if source.endswith(".jsonl")
+            else find_log(source, results)
+            for number, source in enumerate(sources)
+        ]
+        report = merge_logs(into, logs)
     if as_json:
         print_json({**to_json(report), "log": str(into)})
     else:
@@ -129,3 +140,15 @@ def merge(into: Path, sources: tuple[str, ...], results: Path, as_json: bool) ->
             f"{into}: {report.events} new events, {report.writers} new writers, "
             f"{report.blobs} new blobs"
         )
+
+
+def _from_lines(file: Path, folder: Path) -> Path:
+    """A log of its own, made of exported lines."""
+    folder.mkdir()
+    log = folder / "events.db"
+    try:
+        with file.open(encoding="utf-8") as lines:
+            import_jsonl(lines, log)
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.UsageError(f"{file}: {error}") from None
+    return log

@@ -222,3 +222,19 @@ def test_export(finished: Finished, tmp_path: Path) -> None:
     assert count == len(file.read_text().splitlines()) - 1
     assert invoke("export", "toy", "--jsonl", "-", "--json").exit_code == 2
     assert invoke("export", "toy", "--jsonl", "-", "--out", tmp_path).exit_code == 2
+
+
+def test_lines_become_the_same_log_again(finished: Finished, tmp_path: Path) -> None:
+    """What was exported as lines can be merged, into nothing too, and replays alike."""
+    file, again = tmp_path / "events.jsonl", tmp_path / "again" / "events.db"
+    invoke("export", "toy", "--jsonl", file)
+    assert " 1 new writers" in invoke("merge", again, file).stdout
+    assert " 0 new events" in invoke("merge", again, file).stdout
+    ours, theirs = (
+        json.loads(invoke("replay", log, "--json").stdout) for log in (finished.log, again)
+    )
+    assert {**ours, "log": ""} == {**theirs, "log": ""}
+    missing = invoke("merge", again, tmp_path / "none.jsonl")
+    assert (missing.exit_code, "No such file" in missing.stderr) == (2, True)
+    file.write_text("no lines of a log\n")
+    assert invoke("merge", again, file).exit_code == 1
