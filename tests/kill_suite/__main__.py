@@ -205,7 +205,7 @@ class _Suite:
         return self._task(
             f"control-{control}",
             seed=7,
-            kills=12 if self.kills >= 100 else 5,
+            kills=12 if self.kills >= 100 or control == "remains" else 5,
             daemons=control == "remains",
             control=control,
             kinds=_CONTROL_KINDS[control],

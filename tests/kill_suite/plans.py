@@ -96,6 +96,8 @@ def draw(rng: Random, life: int, *, control: str = "", kinds: tuple[str, ...] = 
             return evolve(plan, at=at, nth=rng.choice((1, 1, 2, 3)), delay=pause)
         case "finish":
             return evolve(plan, at="CampaignFinished", delay=rng.uniform(0, 0.02), limit=180.0)
+        case "double" if control:  # when a stage is running, on a busy machine too
+            return evolve(plan, delay=rng.uniform(0.5, 2.0))
         case "two" if control:
             return evolve(plan, delay=rng.uniform(1.0, 2.5))
         case "append":
