@@ -11,7 +11,10 @@ bin := $(VENV)/bin
 
 # Modules without I/O: whatever they do can be tested, so all of it is.
 pure := aiopt/events.py,aiopt/ids.py,aiopt/codec.py,aiopt/config.py,aiopt/replay.py,aiopt/views/*.py,$\
-aiopt/stats.py,aiopt/fitness.py,aiopt/rules.py,aiopt/pairs.py,aiopt/signed_rank.py,aiopt/verdict.py,aiopt/metrics.py,aiopt/target.py,$\
+aiopt/stats.py,aiopt/fitness.py,aiopt/rules.py,aiopt/pairs.py,aiopt/verdict.py,$\
+aiopt/planning.py,aiopt/sequential.py,aiopt/calibration.py,aiopt/guards.py,aiopt/stage_progress.py,$\
+aiopt/two_stage.py,aiopt/signed_rank.py,aiopt/comparisons.py,aiopt/budget.py,aiopt/audit.py,$\
+aiopt/voiding.py,aiopt/simulate.py,aiopt/metrics.py,aiopt/target.py,$\
 aiopt/candidate.py,aiopt/settings.py,strategies/*.py
 
 .PHONY: help demo test lint ruff format-check mypy imports format coverage bench kill-suite dist \

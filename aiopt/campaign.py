@@ -15,7 +15,9 @@ from numpy.random import PCG64, Generator, SeedSequence
 
 import aiopt
 from aiopt import plugins
+from aiopt.auditing import ablate, audit, audit_is_due
 from aiopt.blobs import BlobStore
+from aiopt.calibrating import ensure_calibrated
 from aiopt.candidate import canonical, hypothesis_of
 from aiopt.config import structure, unstructure
 from aiopt.errors import ConfigError, PatchError, SessionLost
@@ -33,6 +35,7 @@ from aiopt.events import (
 )
 from aiopt.ids import candidate_id
 from aiopt.journal import Journal, Observer
+from aiopt.laboratory import Laboratory, Unfit
 from aiopt.lease import Lease
 from aiopt.log import Log
 from aiopt.measure import IncumbentFailed
@@ -53,7 +56,7 @@ from aiopt.target import Target, load_target, spec_of
 from aiopt.verdict import RULES
 from aiopt.workbench import Workbench
 
-__all__ = ["TRY", "BaselineFailed", "Campaign", "Observer", "open_campaign"]
+__all__ = ["TRY", "BaselineFailed", "Campaign", "Observer", "Unfit", "open_campaign"]
 
 TRY = "try"
 """The proposer's name in campaigns whose patches come from `Campaign.judge`, one at a time."""
@@ -113,15 +116,10 @@ class Campaign:
     ) -> None:
         self._folder, self._target, self._settings = folder, target, settings
         self._plug, self._journal, self._blobs, self._bench = plug, journal, blobs, bench
-        self._evaluator = Evaluator(
-            journal=journal,
-            bench=bench,
-            blobs=blobs,
-            target=target,
-            settings=settings,
-            backend=plug.backend,
-            profilers=plug.profilers,
+        self._lab = Laboratory(
+            journal=journal, bench=bench, target=target, settings=settings, backend=plug.backend
         )
+        self._evaluator = Evaluator(self._lab, blobs=blobs, profilers=plug.profilers)
         self._why_no_more = "nothing is left to do"
 
     @property
@@ -222,21 +220,44 @@ class Campaign:
         """Search until the proposer has no more or the budget is spent, then audit.
 
         Raises:
-            BaselineFailed, IncumbentFailed: nothing can be measured; logged as an interruption.
+            BaselineFailed, IncumbentFailed, Unfit: nothing can be
+            measured; logged as an interruption.
         """
         with self._interruption_logged():
             await self._evaluator.baseline()
+            await ensure_calibrated(self._lab)
             while await self._round():
-                pass
+                if audit_is_due(self.state):
+                    await audit(self._lab)
             if self.state.kept:
-                await self._evaluator.audit()
+                await audit(self._lab)
+                await ablate(self._lab)
             self._journal.emit(self._journal.stream, CampaignFinished(reason=self._why_no_more))
+
+    async def audit(self, *, anew: bool = False) -> None:
+        """The incumbent against the baseline on fresh pairs, then without each of its patches.
+
+        Raises:
+            ConfigError: nothing was kept, so there is nothing to audit.
+            Unfit, BaselineFailed, IncumbentFailed: nothing can be measured.
+        """
+        if not self.state.kept:
+            raise ConfigError(
+                self._journal.stream,
+                [("", "nothing was kept: the final source is the unmodified one")],
+            )
+        with self._interruption_logged():
+            await self._evaluator.baseline()
+            await ensure_calibrated(self._lab)
+            await audit(self._lab, anew=anew)
+            await ablate(self._lab)
 
     async def judge(self, patch: Patch) -> ProposalState:
         """Evaluate one patch on top of the incumbent; the campaign stays open for more.
 
         Raises:
-            BaselineFailed, IncumbentFailed: nothing can be measured; logged as an interruption.
+            BaselineFailed, IncumbentFailed, Unfit: nothing can be
+            measured; logged as an interruption.
         """
         with self._interruption_logged():
             await self._evaluator.baseline()
@@ -259,7 +280,7 @@ class Campaign:
         except anyio.get_cancelled_exc_class():
             self._interrupted("stopped by the user")
             raise
-        except (BaselineFailed, IncumbentFailed, SessionLost, ConfigError) as error:
+        except (BaselineFailed, IncumbentFailed, Unfit, SessionLost, ConfigError) as error:
             self._interrupted(str(error))
             raise
 

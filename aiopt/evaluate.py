@@ -1,17 +1,17 @@
-"""Experiments from beginning to end: the baseline, a candidate, an audit.
+"""Experiments from beginning to end: the baseline, and candidates.
 
 Every step is a transition of the log's fold, so an experiment that was cut off anywhere goes on
 where its events end.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
-from typing import Literal
 
 import anyio
 from attrs import frozen
 
 from aiopt.blobs import BlobStore
+from aiopt.budget import charge_of, stated_budget
+from aiopt.calibrating import ensure_calibrated
 from aiopt.candidate import canonical, check_scope
 from aiopt.errors import (
     AiOptError,
@@ -21,45 +21,29 @@ from aiopt.errors import (
     SessionLost,
 )
 from aiopt.events import (
-    Arm,
     CandidateRejected,
     Event,
     ExperimentFinished,
-    ExperimentStarted,
     GateFailed,
     IncumbentChanged,
+    LevelCharged,
     PairScheduled,
     PairVoided,
-    PatchRef,
     RejectReason,
     RunMeasured,
     VerdictReached,
 )
 from aiopt.ids import short_name
-from aiopt.journal import Journal
+from aiopt.laboratory import Change, Laboratory
 from aiopt.lifecycle import Emit
-from aiopt.measure import IncumbentFailed, Side, judge_pairs, outcome_of, profile_runs, run_once
-from aiopt.protocols import Backend, Profiler
+from aiopt.measure import Side, TwoSides, outcome_of, profile_runs, run_once
+from aiopt.protocols import Profiler
 from aiopt.replay import CampaignState, ExperimentState, ProposalState
-from aiopt.settings import Settings
-from aiopt.target import Target
-from aiopt.verdict import Judge, audit_of, verdict_by
-from aiopt.workbench import Workbench
+from aiopt.verdict import RULES, Judge, verdict_by
 
 __all__ = ["BaselineFailed", "Evaluator", "cut_off_pairs"]
 
 _SESSION_TRIES = 3
-
-Purpose = Literal["baseline", "candidate", "audit"]
-
-
-@frozen
-class _Change:
-    """A candidate and the tree that its genome makes."""
-
-    candidate: str
-    genome: tuple[PatchRef, ...]
-    tree: str
 
 
 @frozen
@@ -77,49 +61,17 @@ class Evaluator:
     """Takes the proposals of one campaign to their verdicts."""
 
     def __init__(
-        self,
-        *,
-        journal: Journal,
-        bench: Workbench,
-        blobs: BlobStore,
-        target: Target,
-        settings: Settings,
-        backend: Backend,
-        profilers: Mapping[str, Profiler],
+        self, lab: Laboratory, *, blobs: BlobStore, profilers: Mapping[str, Profiler]
     ) -> None:
-        self._journal, self._bench, self._blobs = journal, bench, blobs
-        self._target, self._settings = target, settings
-        self._backend, self._profilers = backend, profilers
+        self._lab, self._blobs, self._profilers = lab, blobs, profilers
+        self._journal, self._bench = lab.journal, lab.bench
+        self._target, self._settings, self._backend = lab.target, lab.settings, lab.backend
         self._lost: dict[str, int] = {}
         """How often each candidate's session was lost."""
 
     @property
     def _state(self) -> CampaignState:
-        return self._journal.campaign
-
-    def _begin(self, purpose: Purpose, number: int, change: _Change) -> ExperimentState:
-        state = self._state
-        audit = purpose == "audit"
-        stream = self._journal.new_stream("exp")
-        self._journal.emit(
-            stream,
-            ExperimentStarted(
-                campaign=self._journal.stream,
-                number=number,
-                purpose=purpose,
-                candidate=change.candidate,
-                genome=change.genome,
-                tree=change.tree,
-                incumbent=state.baseline if audit else state.incumbent,
-                incumbent_tree=state.started.base_tree if audit else state.incumbent_tree,
-                environment=self._settings.environment,
-                mode=self._settings.mode,
-            ),
-        )
-        return state.experiments[stream]
-
-    def _emitter(self, experiment: ExperimentState) -> Emit:
-        return partial(self._journal.emit, experiment.stream)
+        return self._lab.state
 
     # -- the baseline --
 
@@ -131,13 +83,13 @@ class Evaluator:
             BaselineFailed: with the stage and what it said.
         """
         state = self._state
-        before = [e for e in state.experiments.values() if e.started.purpose == "baseline"]
+        before = state.of_purpose("baseline")
         if any(experiment.outcome == "measured" for experiment in before):
             return
         open_ = [experiment for experiment in before if experiment.outcome is None]
-        change = _Change(state.baseline, (), state.started.base_tree)
-        experiment = open_[0] if open_ else self._begin("baseline", 0, change)
-        emit = self._emitter(experiment)
+        change = self._lab.baseline
+        experiment = open_[0] if open_ else self._lab.begin("baseline", 0, change, change)
+        emit = self._lab.emitter(experiment)
         intact = await self._bench.is_intact(state.baseline, change.tree)
         if not intact:
             await self._bench.check_out(state.baseline, state.started.base_commit, ())
@@ -173,54 +125,17 @@ class Evaluator:
             pair = PairScheduled(purpose="check", workload=workload, index=0, attempt=0, order="BA")
             async with self._backend.measuring():
                 ran = await run_once(side, pair, "B")
-            outcome = outcome_of(ran, self._target, pair, "B", 1)
+            outcome = outcome_of(ran, self._target, pair, "B", 1, may_be_invalid=True)
             emit(*outcome)
             if isinstance(outcome[-1], GateFailed):
                 return outcome[-1]
         return None
 
-    # -- sides --
-
-    async def _incumbent(self) -> Side:
-        """The incumbent, ready to be run; built again if a new controller finds it gone."""
-        return await self._known(self._state.incumbent)
-
-    async def _known(self, candidate: str) -> Side:
-        """A candidate that passed its gates before, ready to be run.
-
-        Raises:
-            IncumbentFailed: it fails them now.
-        """
-        if candidate in self._bench.sides:
-            return self._bench.sides[candidate]
-        experiment = next(
-            e
-            for e in self._state.experiments.values()
-            if e.started.candidate == candidate and e.started.purpose != "audit"
-        )
-        started = experiment.started
-        intact = await self._bench.is_intact(candidate, started.tree)
-        if not intact:
-            await self._bench.check_out(candidate, self._state.started.base_commit, started.genome)
-        side = await self._bench.side(
-            candidate,
-            started.tree,
-            partial(self._journal.emit, self._journal.stream),
-            known_artifact=experiment.artifact if intact else None,
-            passed=experiment.gates if intact else (),
-        )
-        if side is None:
-            raise IncumbentFailed(
-                f"candidate {candidate} passed its gates before and fails them now; "
-                "`aiopt log` shows the stage and its output"
-            )
-        return side
-
     # -- candidates --
 
     async def prepare(self) -> None:
         """Build and test all unsettled proposals side by side; what fails is settled by that."""
-        await self._incumbent()
+        await self._lab.side_of(self._lab.incumbent)
         async with anyio.create_task_group() as tasks:
             limit = anyio.CapacityLimiter(self._settings.jobs)
             for proposal in list(self._state.unsettled()):
@@ -228,12 +143,17 @@ class Evaluator:
                     tasks.start_soon(self._prepare_one, proposal, limit)
 
     async def measure_next(self) -> None:
-        """Measure the first candidate that is built and tested, to its verdict."""
+        """Measure the first candidate that is built and tested, to its verdict.
+
+        Raises:
+            Unfit: the machine does not allow a verdict.
+        """
         ready = next(
             (p for p in self._state.unsettled() if p.proposed.candidate in self._bench.sides), None
         )
         if ready is None:
             return  # all lost their sessions while they were built; the next round tries again
+        await ensure_calibrated(self._lab)
         try:
             await self._measure(ready)
         except SessionLost as error:
@@ -256,8 +176,9 @@ class Evaluator:
             tree = await self._accept(proposal)
             if tree is None:
                 return
-            change = _Change(candidate, proposed.genome, tree)
-            experiment = self._begin("candidate", proposal.number, change)
+            change = Change(candidate, proposed.genome, tree)
+            number, incumbent = proposal.number, self._lab.incumbent
+            experiment = self._lab.begin("candidate", number, change, incumbent)
         elif self._judge(experiment).outcome is not None:
             await self._conclude(experiment, self._judge(experiment))
             return
@@ -266,12 +187,12 @@ class Evaluator:
             if not intact:
                 base = state.started.base_commit
                 await self._bench.check_out(candidate, base, proposed.genome)
-        incumbent = await self._incumbent()
+        against = await self._lab.side_of(self._lab.incumbent)
         side = await self._bench.side(
             candidate,
             experiment.started.tree,
-            self._emitter(experiment),
-            incumbent_artifact=incumbent.built.artifact,
+            self._lab.emitter(experiment),
+            incumbent_artifact=against.built.artifact,
             attempts=experiment.attempts,
             known_artifact=experiment.artifact if intact else None,
             passed=tuple(experiment.gates) if intact else (),
@@ -335,31 +256,21 @@ class Evaluator:
                 return _Rejection("duplicate", f"the same tree as {short_name(stream)}", stream)
         return None
 
-    def _judge(self, experiment: ExperimentState) -> Judge:
-        state = self._state
-        if experiment.started.purpose == "audit":
-            decider = audit_of(state.baseline, experiment.started.candidate)
-        else:
-            decider = verdict_by(state.started.rule)
-        return Judge(
-            decider,
-            state.params,
-            seed=state.started.seed,
-            number=experiment.started.number,
-            events=experiment.facts,
-        )
+    def _judge(self, experiment: ExperimentState) -> Judge[VerdictReached]:
+        return self._lab.judge(experiment, verdict_by(self._state.started.rule))
 
     async def _measure(self, proposal: ProposalState) -> None:
         experiment = self._state.experiments[proposal.experiment or ""]
         side = self._bench.sides[proposal.proposed.candidate]
-        emit = self._emitter(experiment)
-        incumbent = await self._incumbent()
-        sides: dict[Arm, Side] = {"A": incumbent.writing_to(emit), "B": side}
-        outcome = await judge_pairs(
-            self._judge(experiment), self._target, self._backend, sides, emit
+        emit = self._lab.emitter(experiment)
+        self._charge(experiment)
+        incumbent = await self._lab.side_of(self._lab.incumbent)
+        arms = TwoSides(incumbent.writing_to(emit), side)
+        outcome = await self._lab.run_pairs(
+            experiment, self._judge(experiment), arms, on_trial=frozenset({"B"})
         )
         self._check_harness(experiment)
-        if self._profilers and isinstance(outcome, VerdictReached) and outcome.kind != "invalid":
+        if self._profilers and outcome.kind != "invalid":
             await profile_runs(
                 self._profilers,
                 self._target,
@@ -371,10 +282,29 @@ class Evaluator:
             )
         await self._conclude(experiment, self._judge(experiment))
 
-    async def _conclude(self, experiment: ExperimentState, judge: Judge) -> None:
+    def _charge(self, experiment: ExperimentState) -> None:
+        """A candidate that is screened costs of the campaign's error budget, once."""
+        state, calibration = self._state, self._state.calibration
+        if not RULES[state.started.rule].calibrated or experiment.charged is not None:
+            return
+        assert calibration is not None
+        ordinal = len(state.charged) + 1
+        cost = charge_of(state.params, ordinal)
+        spent = sum(charge.charged for charge in state.charged) + cost
+        charged = LevelCharged(
+            number=experiment.started.number,
+            ordinal=ordinal,
+            charged=cost,
+            spent=spent,
+            left=stated_budget(state.params, ordinal) - spent,
+            calibration=calibration.stream,
+        )
+        self._journal.emit(experiment.stream, charged)
+
+    async def _conclude(self, experiment: ExperimentState, judge: Judge[VerdictReached]) -> None:
         """Verdict, end of the experiment and change of the incumbent are one transaction."""
         verdict, started, state = judge.outcome, experiment.started, self._state
-        assert isinstance(verdict, VerdictReached)
+        assert verdict is not None
         stream, previous = experiment.stream, state.incumbent
         items: list[tuple[str, Event]] = [
             (stream, verdict),
@@ -415,26 +345,6 @@ class Evaluator:
         if self._lost[candidate] >= _SESSION_TRIES:
             self._journal.emit(experiment.stream, GateFailed(gate="session", detail=reason))
             await self._conclude(experiment, self._judge(experiment))
-
-    # -- the result --
-
-    async def audit(self) -> None:
-        """The incumbent against the baseline, on fresh pairs, unless that was done."""
-        state = self._state
-        found = [e for e in state.audits() if e.started.candidate == state.incumbent]
-        if any(experiment.outcome is not None for experiment in found):
-            return
-        change = _Change(state.incumbent, state.incumbent_genome, state.incumbent_tree)
-        experiment = found[0] if found else self._begin("audit", 0, change)
-        emit = self._emitter(experiment)
-        sides: dict[Arm, Side] = {
-            "A": (await self._known(state.baseline)).writing_to(emit),
-            "B": (await self._incumbent()).writing_to(emit),
-        }
-        outcome = await judge_pairs(
-            self._judge(experiment), self._target, self._backend, sides, emit
-        )
-        emit(outcome, ExperimentFinished(outcome="measured"))
 
 
 def cut_off_pairs(facts: Iterable[Event]) -> Iterator[PairVoided]:

@@ -15,9 +15,12 @@ from attrs import field, frozen
 
 __all__ = [
     "EVENT_TYPES",
+    "AblationMeasured",
     "ArtifactBuilt",
     "AuditMeasured",
     "BudgetSpent",
+    "CalibrationFailed",
+    "CalibrationMeasured",
     "CampaignFinished",
     "CampaignInterrupted",
     "CampaignResumed",
@@ -33,6 +36,10 @@ __all__ = [
     "GateFailed",
     "GatePassed",
     "IncumbentChanged",
+    "LevelCharged",
+    "LookTaken",
+    "MachineUnfit",
+    "MeasuringPaused",
     "MetricUnreadable",
     "PairScheduled",
     "PairVoided",
@@ -53,7 +60,17 @@ JsonObject = dict[str, Any]
 
 Arm = Literal["A", "B"]
 Order = Literal["AB", "BA"]
-PairPurpose = Literal["check", "screen", "guard", "audit"]
+PairPurpose = Literal[
+    "check",
+    "warmup",
+    "calibration",
+    "layout",
+    "screen",
+    "confirm",
+    "guard",
+    "audit",
+    "ablation",
+]
 StageName = Literal[
     "source", "build", "test", "deploy", "workload", "collect", "teardown", "profile"
 ]
@@ -62,7 +79,9 @@ RejectReason = Literal["malformed", "out_of_scope", "does_not_apply", "duplicate
 VerdictKind = Literal[
     "keep", "discard_regression", "discard_no_effect", "inconclusive", "no_change", "invalid"
 ]
+ExperimentPurpose = Literal["baseline", "calibration", "candidate", "audit", "ablation"]
 ExperimentOutcome = Literal["judged", "superseded", "measured", "abandoned"]
+LookAction = Literal["pass", "continue", "futile", "cap"]
 
 
 # ---- values that events are made of ----
@@ -243,7 +262,10 @@ class ExperimentStarted:
     campaign: str
     number: int
     """Of the proposal; 0 for the baseline and an audit. The coin of each pair depends on it."""
-    purpose: Literal["baseline", "candidate", "audit"]
+    purpose: ExperimentPurpose
+    """An audit compares the final source with the baseline, an ablation with the final source but
+    for one patch: the arm `A` is then the baseline, or what is left without the patch.
+    """
     candidate: str
     genome: tuple[PatchRef, ...]
     tree: str
@@ -333,6 +355,8 @@ class PairScheduled:
     index: int
     attempt: int
     order: Order
+    layout: int = 0
+    """Which neutral rebuild both arms are (`layout`: which one arm B is); 0 is the plain build."""
 
 
 @frozen(kw_only=True, slots=True)
@@ -379,6 +403,8 @@ class PairVoided:
     attempt: int
     reason: str
     covariates: dict[str, float] = field(factory=dict)
+    rule: Literal["", "steal", "psi", "throttle"] = ""
+    """Which rule on the machine's state; empty if a run was cut off or failed."""
 
 
 @frozen(kw_only=True, slots=True)
@@ -408,14 +434,118 @@ class ProfilerUnavailable:
 
 
 @frozen(kw_only=True, slots=True)
+class CalibrationMeasured:
+    """What the incumbent against itself says of one objective or guard under one workload.
+
+    An output of the calibration's pairs, like a verdict: decisions are made from the pairs.
+    """
+
+    workload: str
+    metric: str
+    role: Literal["primary", "guard"] = "primary"
+    pairs: int
+    sd_pair: float
+    """Robust standard deviation of the log ratio of one pair."""
+    delta0: float
+    """The margin in force: `delta0`, or the layout floor if that is larger; 0 for a guard."""
+    mei_eff: float
+    """The smallest effect (natural log) that the plan can prove; of a guard the margin."""
+    n1: int
+    """Pairs of the screen; 0 for a guard."""
+    n2: int
+    """Pairs of the confirmation, or of the first look at a guard."""
+    pairs_for_mei: int
+    """Pairs that a proof of the smallest effect of interest would take."""
+    autocorrelation: float
+    """Of ln(cost) from one run to the next, in the order of time."""
+    order_effect_p: float
+    layout_sd: float | None = None
+    """How much neutral rebuilds differ beyond the noise of pairs; None where there are none."""
+    warnings: tuple[str, ...] = ()
+
+
+@frozen(kw_only=True, slots=True)
+class CalibrationFailed:
+    """The machine or the workload does not allow a verdict; nothing is judged with it."""
+
+    cause: Literal["order_effect", "layout", "noise"]
+    detail: str
+
+
+@frozen(kw_only=True, slots=True)
+class MachineUnfit:
+    """Too many pairs were voided by the state of the machine, and waiting did not help."""
+
+    reason: str
+    voided: int
+    scheduled: int
+
+
+@frozen(kw_only=True, slots=True)
+class MeasuringPaused:
+    """Measuring waits for the machine to become fit."""
+
+    reason: str
+    seconds: float
+
+
+@frozen(kw_only=True, slots=True)
+class LevelCharged:
+    """A candidate is about to be screened: what it may cost of
+    the campaign's error budget, never refunded.
+    """
+
+    number: int
+    """Of the proposal."""
+    ordinal: int
+    """Counts the candidates that came to be screened, from 1."""
+    charged: float
+    """Upper bound of the probability that it is kept without being better."""
+    spent: float
+    left: float
+    calibration: str
+    """Stream of the calibration that its plan is made from."""
+
+
+@frozen(kw_only=True, slots=True)
+class LookTaken:
+    """One look at the pairs of a stage; an output, like the verdict that it leads to."""
+
+    purpose: PairPurpose
+    workload: str
+    metric: str
+    pairs: int
+    p: float
+    level: float
+    """What of the stage's level this look may use; 0 if no outcome could have passed."""
+    used: float
+    """Of the stage's level, this look included."""
+    effect: float
+    sd: float
+    action: LookAction
+
+
+@frozen(kw_only=True, slots=True)
 class VerdictReached:
-    """The decision, with what it was made of; `decide` reproduces it from the events before it."""
+    """The decision, with what it was made of; `decide` reproduces it from the events before it.
+
+    Estimates of the stage `confirm` come from pairs that had no part in choosing the candidate;
+    those of `screen` are biased by the stopping.
+    """
 
     kind: VerdictKind
     reason: str
     effects: tuple[Effect, ...]
     rule: str
     rule_version: int
+    stage: Literal["", "screen", "confirm"] = ""
+    """The last stage entered; empty if nothing was measured, or the rule has one stage."""
+    p_screen: float | None = None
+    p_confirm: float | None = None
+    mei_eff: float | None = None
+    """The smallest effect (natural log) that could have been proved."""
+    needs: int | None = None
+    """If inconclusive: pairs that a proof of the smallest effect of interest would take."""
 
 
 @frozen(kw_only=True, slots=True)
@@ -425,6 +555,21 @@ class AuditMeasured:
     baseline: str
     final: str
     effects: tuple[Effect, ...]
+
+
+@frozen(kw_only=True, slots=True)
+class AblationMeasured:
+    """The final source against what is left of it without one patch."""
+
+    final: str
+    without: str
+    """Digest of the patch that was left out."""
+    separable: bool
+    """False if the others do not apply, build or pass their gates without it."""
+    detail: str
+    effects: tuple[Effect, ...]
+    supported: bool | None
+    """Whether the patch may still be worth more than the margin; None if it is not separable."""
 
 
 @frozen(kw_only=True, slots=True)
@@ -458,8 +603,15 @@ Event = (
     | PairVoided
     | EvidenceCaptured
     | ProfilerUnavailable
+    | CalibrationMeasured
+    | CalibrationFailed
+    | MeasuringPaused
+    | MachineUnfit
+    | LevelCharged
+    | LookTaken
     | VerdictReached
     | AuditMeasured
+    | AblationMeasured
     | ExperimentFinished
 )
 

@@ -6,8 +6,10 @@ pair is repeated, in the same order, only if it was interrupted or the incumbent
 it, never for its values.
 """
 
-from collections.abc import Mapping
+import time
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from attrs import evolve, frozen
 
@@ -34,20 +36,27 @@ from aiopt.protocols import (
     NotAvailable,
     Profiler,
 )
+from aiopt.rules import VoidRules
 from aiopt.target import Target
-from aiopt.verdict import Judge, Outcome
+from aiopt.verdict import Judge
+from aiopt.voiding import void_of
 
 __all__ = [
+    "Arms",
     "IncumbentFailed",
+    "PairRunner",
     "Side",
-    "judge_pairs",
+    "TwoSides",
     "outcome_of",
     "profile_runs",
     "run_once",
-    "run_pair",
 ]
 
-_INCUMBENT_TRIES = 3
+T = TypeVar("T")
+
+PairEvent = PairScheduled | RunMeasured | PairVoided | GateFailed
+
+_TRIES = 3
 
 
 class IncumbentFailed(AiOptError):
@@ -66,46 +75,121 @@ class Side:
         return evolve(self, stages=self.stages.writing_to(emit))
 
 
-async def judge_pairs(
-    judge: Judge, target: Target, backend: Backend, sides: Mapping[Arm, Side], emit: Emit
-) -> Outcome:
-    """Run the pairs that the judge asks for until it has an outcome.
+class Arms(Protocol):
+    """Where the two sides of a pair come from."""
 
-    Raises:
-        IncumbentFailed: the incumbent failed in three attempts at one pair.
-        SessionLost: the machinery went away.
-    """
-    failures = 0  # in a row; attempts that were cut off with their controller do not count
-    while (pair := judge.next_pair()) is not None:
-        told = await run_pair(pair, target, backend, sides, emit)
-        judge.tell(*told)
-        failures = failures + 1 if isinstance(told[-1], PairVoided) else 0
-        if failures >= _INCUMBENT_TRIES:
-            raise IncumbentFailed(
-                f"the incumbent failed {failures} times in pair {pair.index} of workload "
-                f"{pair.workload}; `aiopt log` shows the stage and its output"
+    async def of(self, pair: PairScheduled) -> Mapping[Arm, Side]:
+        """The sides of this pair; those of another layout are built when they are first needed."""
+        ...
+
+
+@frozen
+class TwoSides:
+    """The same two sides in every pair."""
+
+    a: Side
+    b: Side
+
+    async def of(self, pair: PairScheduled) -> Mapping[Arm, Side]:
+        """See `Arms.of`."""
+        return {"A": self.a, "B": self.b}
+
+
+@frozen(kw_only=True)
+class PairRunner:
+    """Runs the pairs that a `Judge` asks for."""
+
+    target: Target
+    backend: Backend
+    arms: Arms
+    emit: Emit
+    rules: VoidRules
+    """In force for these pairs."""
+    warmup: int
+    """Discarded pairs before the first one of each workload."""
+    on_trial: frozenset[Arm]
+    """Arms whose failure makes the candidate invalid. The failure of another voids the pair."""
+    voided: Callable[[bool], Awaitable[None]]
+    """Told of each pair whether the machine voided it; waits where too many were."""
+
+    async def until_outcome(self, judge: Judge[T], told: Callable[[], None] = lambda: None) -> T:
+        """Run pairs until there is an outcome; `told` is called after each one.
+
+        Raises:
+            IncumbentFailed: an arm that cannot be to blame failed three times in one pair.
+            SessionLost: the machinery went away.
+        """
+        warm: set[str] = set()
+        failures = 0  # in a row; attempts that were cut off with their controller do not count
+        while (pair := judge.next_pair()) is not None:
+            if pair.workload not in warm:
+                warm.add(pair.workload)
+                await self._warm_up(judge, pair)
+                continue
+            events = await self.run(pair)
+            judge.tell(*events)
+            told()
+            last = events[-1]
+            failures = failures + 1 if isinstance(last, PairVoided) and not last.rule else 0
+            if failures >= _TRIES:
+                raise IncumbentFailed(
+                    f"the incumbent failed {failures} times in pair {pair.index} of workload "
+                    f"{pair.workload}; `aiopt log` shows the stage and its output"
+                )
+            await self.voided(isinstance(last, PairVoided) and bool(last.rule))
+        outcome = judge.outcome
+        assert outcome is not None
+        return outcome
+
+    async def _warm_up(self, judge: Judge[T], pair: PairScheduled) -> None:
+        for _ in range(self.warmup):
+            attempt = sum(
+                isinstance(event, PairScheduled)
+                and (event.purpose, event.workload) == ("warmup", pair.workload)
+                for event in judge.events
             )
-    outcome = judge.outcome
-    assert outcome is not None
-    return outcome
+            discarded = evolve(pair, purpose="warmup", index=0, attempt=attempt)
+            judge.tell(*await self.run(discarded))
 
+    async def run(self, pair: PairScheduled) -> list[PairEvent]:
+        """Both runs of a pair; the events that a judge needs, all of them already written."""
+        sides = await self.arms.of(pair)
+        told: list[PairEvent] = [pair]
+        self.emit(pair)
+        first: RunMeasured | None = None
+        async with self.backend.measuring():
+            order: tuple[Arm, Arm] = ("A", "B") if pair.order == "AB" else ("B", "A")
+            for position, arm in enumerate(order, start=1):
+                ran = await run_once(sides[arm], pair, arm)
+                outcome = outcome_of(ran, self.target, pair, arm, position, arm in self.on_trial)
+                last = outcome[-1]
+                if first is not None and isinstance(last, RunMeasured):
+                    outcome += self._void(pair, first, last)
+                first = last if isinstance(last, RunMeasured) else None
+                self.emit(*outcome)
+                told += [event for event in outcome if not isinstance(event, MetricUnreadable)]
+                if first is None:
+                    break
+        return told
 
-async def run_pair(
-    pair: PairScheduled, target: Target, backend: Backend, sides: Mapping[Arm, Side], emit: Emit
-) -> list[PairScheduled | RunMeasured | PairVoided | GateFailed]:
-    """Both runs of a pair; returns the events that the judge needs, all of them already written."""
-    told: list[PairScheduled | RunMeasured | PairVoided | GateFailed] = [pair]
-    emit(pair)
-    async with backend.measuring():
-        order: tuple[Arm, Arm] = ("A", "B") if pair.order == "AB" else ("B", "A")
-        for position, arm in enumerate(order, start=1):
-            ran = await run_once(sides[arm], pair, arm)
-            outcome = outcome_of(ran, target, pair, arm, position)
-            emit(*outcome)
-            told += [event for event in outcome if not isinstance(event, MetricUnreadable)]
-            if not isinstance(outcome[-1], RunMeasured):
-                break
-    return told
+    def _void(
+        self, pair: PairScheduled, first: RunMeasured, second: RunMeasured
+    ) -> list[PairVoided]:
+        """In one transaction with the second run, so that no crash makes the pair valid."""
+        found = void_of(self.rules, first.covariates, second.covariates)
+        if found is None or pair.purpose == "warmup":
+            return []
+        return [
+            PairVoided(
+                purpose=pair.purpose,
+                workload=pair.workload,
+                index=pair.index,
+                attempt=pair.attempt,
+                reason=found.detail,
+                rule=found.rule,
+                covariates=dict(first.covariates),
+            )
+        ]
 
 
 async def run_once(
@@ -114,14 +198,16 @@ async def run_once(
     """One run, with the state of the machine before it and what moved meanwhile."""
     label = run_key(pair.purpose, pair.workload, pair.index, pair.attempt, arm)
     before = await side.built.workspace.covariates()
+    started = time.monotonic()
     execution = await side.stages.execute(pair.workload, label)
+    seconds = time.monotonic() - started
     after = await side.built.workspace.covariates()
     changed = {
         f"{name}_delta": after[name] - value
         for name, value in before.items()
         if name in after and name.endswith(("_jiffies", "_count", "_total"))
     }
-    return execution, {**before, **changed}
+    return execution, {**before, **changed, "run_seconds": seconds}
 
 
 def outcome_of(
@@ -130,11 +216,17 @@ def outcome_of(
     pair: PairScheduled,
     arm: Arm,
     position: int,
+    may_be_invalid: bool,
 ) -> list[RunMeasured | MetricUnreadable | PairVoided | GateFailed]:
-    """The events of one run: measured, or failed; the last one says which."""
+    """The events of one run: measured, or failed; the last one says which.
+
+    `may_be_invalid`: a failure of this arm is the candidate's own; otherwise the pair is void.
+    """
     execution, covariates = ran
     if not execution.ok:
-        return [_failure(pair, arm, execution.failed_stage, execution.detail, execution.log)]
+        return [
+            _failure(pair, may_be_invalid, execution.failed_stage, execution.detail, execution.log)
+        ]
     problems = [*execution.problems, *_not_positive(execution, target)]
     events: list[RunMeasured | MetricUnreadable | PairVoided | GateFailed] = [
         MetricUnreadable(
@@ -157,7 +249,7 @@ def outcome_of(
     blocking = [p for p in problems if p.metric in needed or not p.metric]
     if blocking:
         detail = "; ".join(str(problem) for problem in blocking)
-        return [*events, _failure(pair, arm, "metrics", detail, execution.log)]
+        return [*events, _failure(pair, may_be_invalid, "metrics", detail, execution.log)]
     events.append(
         RunMeasured(
             purpose=pair.purpose,
@@ -188,10 +280,10 @@ def _not_positive(execution: Execution, target: Target) -> list[Problem]:
 
 
 def _failure(
-    pair: PairScheduled, arm: Arm, stage: str, detail: str, log: str | None
+    pair: PairScheduled, may_be_invalid: bool, stage: str, detail: str, log: str | None
 ) -> GateFailed | PairVoided:
     """The candidate's failure makes it invalid; the incumbent's makes the pair void."""
-    if arm == "B":
+    if may_be_invalid:
         return GateFailed(gate=stage, detail=f"{detail} (workload {pair.workload})", log=log)
     return PairVoided(
         purpose=pair.purpose,

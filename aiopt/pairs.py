@@ -17,8 +17,10 @@ __all__ = [
     "differences",
     "effect_of",
     "effects_of",
-    "next_turn",
+    "needs",
+    "pairs_by_purpose",
     "pairs_of",
+    "rounded",
 ]
 
 
@@ -30,23 +32,38 @@ class Pair:
     b: RunMeasured
 
 
-def pairs_of(events: Iterable[Event], purpose: PairPurpose, workload: str) -> list[Pair]:
+def pairs_by_purpose(
+    events: Iterable[Event],
+) -> Mapping[tuple[PairPurpose, str], Sequence[Pair]]:
+    """The complete pairs that were not voided, by purpose and workload, in order of their index."""
+    runs: dict[tuple[PairPurpose, str], dict[tuple[int, int], list[RunMeasured | None]]] = {}
+    void: set[tuple[str, str, int, int]] = set()
+    for event in events:
+        match event:
+            case RunMeasured():
+                arms = runs.setdefault((event.purpose, event.workload), {}).setdefault(
+                    (event.index, event.attempt), [None, None]
+                )
+                arms[event.arm == "B"] = event
+            case PairVoided():
+                void.add((event.purpose, event.workload, event.index, event.attempt))
+            case _:
+                pass
+    found = {}
+    for key, pairs in runs.items():
+        found[key] = [
+            Pair(a, b)
+            for (index, attempt), (a, b) in sorted(pairs.items(), key=lambda item: item[0])
+            if a is not None and b is not None and (*key, index, attempt) not in void
+        ]
+    return found
+
+
+def pairs_of(events: Iterable[Event], purpose: PairPurpose, workload: str) -> Sequence[Pair]:
     """The complete pairs of one purpose and workload that were
     not voided, in order of their index.
     """
-    runs: dict[tuple[int, int], dict[str, RunMeasured]] = {}
-    void: set[tuple[int, int]] = set()
-    for event in events:
-        match event:
-            case RunMeasured() if event.purpose == purpose and event.workload == workload:
-                runs.setdefault((event.index, event.attempt), {})[event.arm] = event
-            case PairVoided() if event.purpose == purpose and event.workload == workload:
-                void.add((event.index, event.attempt))
-    return [
-        Pair(arms["A"], arms["B"])
-        for key, arms in sorted(runs.items())
-        if key not in void and len(arms) == 2
-    ]
+    return pairs_by_purpose(events).get((purpose, workload), [])
 
 
 def differences(pairs: Sequence[Pair], metric: str, direction: Direction) -> list[float] | None:
@@ -76,7 +93,7 @@ def composite(
     return total
 
 
-def _rounded(value: float | None) -> float | None:
+def rounded(value: float | None) -> float | None:
     """Ten significant digits, and no infinities: verdicts are compared byte for byte."""
     if value is None or not math.isfinite(value):
         return None
@@ -103,7 +120,7 @@ def effect_of(
             effect=None,
             low=None,
             high=None,
-            p=_rounded(p),
+            p=rounded(p),
             state=state,
         )
     low, high = interval(d, 0.95)
@@ -113,10 +130,10 @@ def effect_of(
         role=role,
         direction=direction,
         pairs=pairs,
-        effect=_rounded(hodges_lehmann(d)),
-        low=_rounded(low),
-        high=_rounded(high),
-        p=_rounded(p),
+        effect=rounded(hodges_lehmann(d)),
+        low=rounded(low),
+        high=rounded(high),
+        p=rounded(p),
         state=state,
     )
 
@@ -141,17 +158,9 @@ def effects_of(
     return tuple(found)
 
 
-def next_turn(
-    workloads: Sequence[str],
-    measured: Mapping[str, Sequence[Pair]],
-    purpose: PairPurpose,
-    pairs: int,
-) -> NeedsMore:
-    """Workloads take turns, so that a drift of the machine meets all of them alike."""
-    index, position = min(
-        (len(measured[name]), place)
-        for place, name in enumerate(workloads)
-        if len(measured[name]) < pairs
-    )
-    missing = sum(pairs - len(measured[name]) for name in workloads)
-    return NeedsMore(purpose=purpose, workload=workloads[position], index=index, missing=missing)
+def needs(
+    purpose: PairPurpose, wanted: Mapping[str, int], measured: Mapping[str, Sequence[Pair]]
+) -> NeedsMore | None:
+    """What is missing of these numbers of pairs; None if nothing is."""
+    missing = sum(max(0, n - len(measured[workload])) for workload, n in wanted.items())
+    return NeedsMore(purpose=purpose, wanted=wanted, missing=missing) if missing else None

@@ -13,8 +13,11 @@ from typing import Literal
 from attrs import Factory, define, frozen
 
 from aiopt.events import (
+    AblationMeasured,
     ArtifactBuilt,
     AuditMeasured,
+    CalibrationFailed,
+    CalibrationMeasured,
     CampaignFinished,
     CampaignInterrupted,
     CampaignResumed,
@@ -24,10 +27,14 @@ from aiopt.events import (
     EnvironmentObserved,
     Event,
     ExperimentFinished,
+    ExperimentPurpose,
     ExperimentStarted,
     GateFailed,
     GatePassed,
     IncumbentChanged,
+    LevelCharged,
+    LookTaken,
+    MachineUnfit,
     PairScheduled,
     PairVoided,
     PatchRef,
@@ -75,6 +82,11 @@ class ExperimentState:
     verdict: VerdictReached | None = None
     verdict_seq: int = 0
     audit: AuditMeasured | None = None
+    ablation: AblationMeasured | None = None
+    calibration: list[CalibrationMeasured] = Factory(list)
+    failure: CalibrationFailed | None = None
+    charged: LevelCharged | None = None
+    looks: list[LookTaken] = Factory(list)
     outcome: str | None = None
     detail: str = ""
     seconds: float = 0.0
@@ -103,6 +115,9 @@ class CampaignState:
     incumbent_tree: str = ""
     kept: list[str] = Factory(list)
     """Streams of the experiments that changed the incumbent, in order."""
+    charged: list[LevelCharged] = Factory(list)
+    """What the candidates that were screened cost of the error budget, in order."""
+    unfit: MachineUnfit | None = None
     proposals: dict[int, ProposalState] = Factory(dict)
     experiments: dict[str, ExperimentState] = Factory(dict)
     environments: dict[str, EnvironmentObserved] = Factory(dict)
@@ -139,10 +154,43 @@ class CampaignState:
         for experiment in self.experiments.values():
             yield from experiment.open_stages.values()
 
-    def audits(self) -> Iterator[ExperimentState]:
-        for experiment in self.experiments.values():
-            if experiment.started.purpose == "audit":
-                yield experiment
+    def of_purpose(self, purpose: ExperimentPurpose) -> list[ExperimentState]:
+        """The experiments of one purpose, in the order in which they began."""
+        return [e for e in self.experiments.values() if e.started.purpose == purpose]
+
+    def series(self, experiment: ExperimentState) -> int:
+        """How many of its purpose began before it: their coins differ by that. Candidates have
+        a number of their own.
+        """
+        if experiment.started.purpose == "candidate":
+            return 0
+        streams = [e.stream for e in self.of_purpose(experiment.started.purpose)]
+        return streams.index(experiment.stream)
+
+    @property
+    def calibration(self) -> ExperimentState | None:
+        """The calibration that is in force: the latest one that was finished."""
+        done = [e for e in self.of_purpose("calibration") if e.outcome == "measured"]
+        return done[-1] if done else None
+
+    def calibration_of(self, experiment: ExperimentState) -> ExperimentState | None:
+        """The calibration that an experiment is judged by: the one that was
+        in force when it was charged, or when it began.
+        """
+        if experiment.charged is not None:
+            return self.experiments.get(experiment.charged.calibration)
+        found = None
+        for other in self.experiments.values():
+            if other is experiment:
+                break
+            if other.started.purpose == "calibration" and other.outcome == "measured":
+                found = other
+        return found
+
+    def evidence(self, experiment: ExperimentState) -> list[Event]:
+        """All that an experiment is judged by: the facts of its calibration, then its own."""
+        calibration = self.calibration_of(experiment)
+        return [*(calibration.facts if calibration else ()), *experiment.facts]
 
 
 @define
@@ -215,9 +263,12 @@ def _campaign_step(campaign: CampaignState, event: Event) -> None:
             campaign.open_stages.clear()  # its remains were killed before it was written
             campaign.resumes += 1
             campaign.interrupted = False
+            campaign.unfit = None
             campaign.finished = None
         case CampaignInterrupted():
             campaign.interrupted = True
+        case MachineUnfit():
+            campaign.unfit = event
         case CampaignFinished():
             campaign.finished = event.reason
         case _:
@@ -249,6 +300,18 @@ def _experiment_step(
             experiment.gates.append(event.gate)
         case GateFailed() | PairScheduled() | RunMeasured() | PairVoided():
             experiment.facts.append(event)
+        case LevelCharged():
+            experiment.charged = event
+            experiment.facts.append(event)
+            campaign.charged.append(event)
+        case LookTaken():
+            experiment.looks.append(event)
+        case CalibrationMeasured():
+            experiment.calibration.append(event)
+        case CalibrationFailed():
+            experiment.failure = event
+        case AblationMeasured():
+            experiment.ablation = event
         case VerdictReached():
             experiment.verdict, experiment.verdict_seq = event, recorded.seq
         case AuditMeasured():
@@ -399,7 +462,7 @@ def _decision(
     incumbent: str,
 ) -> Decision:
     assert experiment.verdict is not None
-    outcome = decide(rule, params, experiment.facts)
+    outcome = decide(rule, params, campaign.evidence(experiment))
     return Decision(
         experiment=experiment.stream,
         number=experiment.started.number,

@@ -4,7 +4,6 @@ Everything that changes what a campaign does is logged with `CampaignStarted`, a
 what was logged.
 """
 
-import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,9 +54,9 @@ class Settings:
     proposers: Mapping[str, Mapping[str, Any]] = field(factory=dict)
     profilers: Mapping[str, Mapping[str, Any]] = field(factory=dict)
     seed: int = 0
-    rule: str = "signed-rank"
+    rule: str = "two-stage"
     rule_options: Mapping[str, Any] = field(factory=dict)
-    """Parameters of the rule other than its defaults: pairs, alpha, delta0, mei, …"""
+    """Parameters of the rule other than its defaults: mei, delta0, pfer, planned, …"""
     budget: Budget = Budget()
     jobs: int = 1
     """How many candidates are built at the same time; measuring is always alone."""
@@ -96,15 +95,13 @@ def load_settings(file: Path | None) -> dict[str, Any]:
 
 
 def rule_params(target: Target, settings: Settings) -> dict[str, Any]:
-    """The parameters of the decision rule, complete, as they are logged.
+    """The parameters of the decision rule, as they are logged.
 
-    Where the number of pairs is not given it is 8, or more if the shared level needs more.
+    A budget of candidates is also the number over which the error budget is spread.
     """
     options = dict(settings.rule_options)
-    alpha = options.get("alpha", 0.01)
-    shared = len(target.primaries) * len(target.main_workloads)
-    if "pairs" not in options and isinstance(alpha, float) and 0 < alpha < 1:
-        options["pairs"] = max(8, math.ceil(math.log2(shared / alpha)))
+    if settings.budget.candidates is not None:
+        options.setdefault("planned", settings.budget.candidates)
     return {
         "metrics": {
             name: {

@@ -13,12 +13,25 @@ from typing import Any
 
 from attrs import frozen
 
-from aiopt.events import ArtifactBuilt, Effect, Event, GateFailed, VerdictReached
-from aiopt.pairs import Pair, composite, differences, effect_of, next_turn, pairs_of
-from aiopt.rules import MetricRule, NeedsMore, RuleParams
-from aiopt.stats import Direction, best_case_p, signed_rank_p, upper_bound
+from aiopt.events import Effect, Event, LookTaken, VerdictReached
+from aiopt.guards import (
+    answers_differ,
+    failed_gate,
+    guard_effects,
+    is_worse,
+    main_margins,
+    name_all,
+    over_limit,
+    workload_margins,
+)
+from aiopt.pairs import Pair, composite, differences, effect_of, needs, pairs_by_purpose
+from aiopt.rules import NeedsMore, RuleParams
+from aiopt.stats import best_case_p, signed_rank_p, upper_bound
 
 __all__ = ["SignedRank"]
+
+
+_PAIRS = 8
 
 
 @frozen
@@ -29,98 +42,75 @@ class SignedRank:
 
     id: str = "signed-rank"
     version: int = 1
+    calibrated: bool = False
 
     def decide(self, params: RuleParams, events: Sequence[Event]) -> VerdictReached | NeedsMore:
         """See `Rule.decide`."""
-        gate = _gate(events)
+        gate = failed_gate(events)
         if gate is not None:
             return self._verdict(*gate, ())
-        screens = {name: pairs_of(events, "screen", name) for name in params.main}
-        answers = _answers_differ(params, [*screens.values()])
+        measured = pairs_by_purpose(events)
+        screens = {
+            name: [*measured.get(("screen", name), ()), *measured.get(("confirm", name), ())]
+            for name in params.main
+        }
+        answers = answers_differ(params, screens.values())
         if answers:
             return self._verdict("invalid", answers, ())
-        objectives = list(self._objectives(params, screens))
+        planned = _planned(params)
+        screens = {name: pairs[:planned] for name, pairs in screens.items()}
+        objectives = list(self._objectives(params, screens, planned))
         least = min(len(pairs) for pairs in screens.values())
-        over_limit = _over_limit(params, screens)
+        beyond = over_limit(params, screens.values())
         improved = any(effect.state == "improved" for effect in objectives)
-        undecided = not improved and not over_limit and least < params.pairs
-        if undecided and not (self._hopeless(params, screens) or self._broken(params, screens)):
-            return next_turn(params.main, screens, "screen", params.pairs)
+        undecided = not improved and not beyond and least < planned
+        if undecided and not (_hopeless(params, screens, planned) or _broken(params, screens)):
+            missing = needs("screen", dict.fromkeys(params.main, planned), screens)
+            assert missing is not None
+            return missing
         shown = [effect for effect in objectives if effect.state == "improved" or not improved]
         effects = [*shown, *self._others(params, screens, objectives, improved)]
-        if over_limit:
-            return self._verdict("discard_regression", over_limit, effects)
+        if beyond:
+            return self._verdict("discard_regression", beyond, effects)
         broken = [effect for effect in effects if effect.state == "broken"]
         if not improved and not broken:
-            return self._verdict(*self._not_kept(params, screens, objectives, least), effects)
+            return self._verdict(*self._not_kept(params, screens, planned), effects)
         if not broken and params.guard_workloads:
-            guards = {name: pairs_of(events, "guard", name) for name in params.guard_workloads}
-            answers = _answers_differ(params, [*guards.values()])
+            guards = {name: measured.get(("guard", name), ()) for name in params.guard_workloads}
+            answers = answers_differ(params, guards.values())
             if answers:
                 return self._verdict("invalid", answers, effects)
-            if min(len(pairs) for pairs in guards.values()) < params.guard_pairs:
-                return next_turn(params.guard_workloads, guards, "guard", params.guard_pairs)
+            wanted = dict.fromkeys(params.guard_workloads, params.guard_pairs)
+            missing = needs("guard", wanted, guards)
+            if missing is not None:
+                return missing
             effects += self._guard_effects(params, guards)
             broken = [effect for effect in effects if effect.state == "broken"]
         if broken:
-            return self._verdict(
-                "discard_regression", _name("worse beyond its margin", broken), effects
-            )
+            text = name_all("worse beyond its margin", broken)
+            return self._verdict("discard_regression", text, effects)
         unresolved = [effect for effect in effects if effect.state == "unresolved"]
         if unresolved:
-            text = _name("may be worse beyond its margin; more pairs would tell", unresolved)
+            text = name_all("may be worse beyond its margin; more pairs would tell", unresolved)
             return self._verdict("inconclusive", text, effects)
         better = [effect for effect in effects if effect.state == "improved"]
-        return self._verdict("keep", _name("proved better", better), effects)
+        return self._verdict("keep", name_all("proved better", better), effects)
+
+    def looks(self, params: RuleParams, events: Sequence[Event]) -> Sequence[LookTaken]:
+        """None: every pair is looked at, for what can still be proved."""
+        return ()
 
     def _objectives(
-        self, params: RuleParams, screens: Mapping[str, Sequence[Pair]]
+        self, params: RuleParams, screens: Mapping[str, Sequence[Pair]], planned: int
     ) -> Iterator[Effect]:
-        level = self._level(params)
-        for workload, pairs in screens.items():
-            for name, weights in params.objectives.items():
-                d = composite(pairs, weights, params)
-                complete = d is not None and len(d) >= params.pairs
-                p = signed_rank_p(d, params.delta0) if d and complete else None
-                state = "improved" if p is not None and p <= level else "unproved"
-                yield effect_of(
-                    name, workload, "primary", _direction(params, name), d, len(pairs), p, state
-                )
-
-    def _level(self, params: RuleParams) -> float:
-        return params.alpha / (len(params.objectives) * len(params.main))
-
-    def _hopeless(self, params: RuleParams, screens: Mapping[str, Sequence[Pair]]) -> bool:
-        """Whether no objective could still reject, whatever the remaining pairs bring.
-
-        Stopping then changes no decision, so it costs nothing of the level. Not before four pairs:
-        fewer give no estimate.
-        """
-        for pairs in screens.values():
-            if len(pairs) < 4:
-                return False
-            for weights in params.objectives.values():
-                d = composite(pairs, weights, params)
-                if d is not None and best_case_p(d, params.pairs, params.delta0) <= self._level(
-                    params
-                ):
-                    return False
-        return True
-
-    def _broken(self, params: RuleParams, screens: Mapping[str, Sequence[Pair]]) -> bool:
-        """Whether something is proved to be worse beyond its margin already.
-
-        Looking after every pair can only add discards, so the level of a keep is untouched.
-        """
-        for pairs in screens.values():
-            for name, metric in params.metrics.items():
-                guards = metric.role in ("primary", "guard") and metric.limit is None
-                if metric.kind == "digest" or not guards:
-                    continue
-                d = differences(pairs, name, metric.direction)
-                if d and _is_worse(d, metric.margin, params.guard_alpha):
-                    return True
-        return False
+        level = _level(params)
+        for objective in params.objectives:
+            pairs = screens[objective.workload]
+            d = composite(pairs, objective.weights, params)
+            p = signed_rank_p(d, params.delta0) if d and len(d) >= planned else None
+            state = "improved" if p is not None and p <= level else "unproved"
+            direction = params.direction_of(objective.metric)
+            yield effect_of(*objective.key, "primary", direction, d, len(pairs), p, state)
 
     def _others(
         self,
@@ -132,91 +122,45 @@ class SignedRank:
         """Guards and info metrics on the screen's pairs, and the
         primaries that did not improve, as guards.
         """
-        better = {(e.metric, e.workload) for e in objectives if e.state == "improved"}
+        listed = {
+            (e.metric, e.workload) for e in objectives if not improved or e.state == "improved"
+        }
         for workload, pairs in screens.items():
-            for name, metric in params.metrics.items():
-                if metric.kind != "number" or (name, workload) in better:
-                    continue
-                d = differences(pairs, name, metric.direction)
-                if metric.role == "primary" and not improved and not params.weights:
-                    continue  # already listed as an objective that was not proved
-                if metric.limit is not None:
-                    state = "held" if _beyond(metric, name, pairs) is None else "broken"
-                    yield effect_of(
-                        name, workload, "guard", metric.direction, d, len(pairs), None, state
-                    )
-                elif metric.role == "info":
-                    yield effect_of(name, workload, "info", metric.direction, d, len(pairs))
-                else:
-                    yield self._guarded(params, name, workload, d, len(pairs), metric.margin)
+            for effect in guard_effects(
+                params, workload, pairs, main_margins(params), level=params.guard_alpha
+            ):
+                if (effect.metric, workload) not in listed:
+                    yield effect
 
     def _guard_effects(
         self, params: RuleParams, guards: Mapping[str, Sequence[Pair]]
     ) -> Iterator[Effect]:
         for workload, pairs in guards.items():
-            margin = params.workloads[workload].margin
-            for name, metric in params.metrics.items():
-                if metric.kind != "number":
-                    continue
-                d = differences(pairs, name, metric.direction)
-                if metric.limit is not None:
-                    state = "held" if _beyond(metric, name, pairs) is None else "broken"
-                    yield effect_of(
-                        name, workload, "guard", metric.direction, d, len(pairs), None, state
-                    )
-                elif metric.role == "primary":
-                    yield self._guarded(params, name, workload, d, len(pairs), margin)
-                else:
-                    yield effect_of(name, workload, "info", metric.direction, d, len(pairs))
-
-    def _guarded(
-        self,
-        params: RuleParams,
-        name: str,
-        workload: str,
-        d: Sequence[float] | None,
-        pairs: int,
-        margin: float,
-    ) -> Effect:
-        """Non-inferiority: H0 "worse by at least the margin", tested on the log scale."""
-        direction = params.metrics[name].direction
-        if not d:
-            return effect_of(name, workload, "guard", direction, d, pairs, None, "unresolved")
-        bound = math.log1p(margin)
-        p = signed_rank_p(d, -bound)
-        if p <= params.guard_alpha:
-            state = "held"
-        elif _is_worse(d, margin, params.guard_alpha):
-            state = "broken"
-        else:
-            state = "unresolved"
-        return effect_of(name, workload, "guard", direction, d, pairs, p, state)
+            margins = workload_margins(params, workload)
+            yield from guard_effects(params, workload, pairs, margins, level=params.guard_alpha)
 
     def _not_kept(
-        self,
-        params: RuleParams,
-        screens: Mapping[str, Sequence[Pair]],
-        objectives: Sequence[Effect],
-        least: int,
+        self, params: RuleParams, screens: Mapping[str, Sequence[Pair]], planned: int
     ) -> tuple[str, str]:
         worse, open_ = [], []
-        for effect in objectives:
-            d = composite(screens[effect.workload], params.objectives[effect.metric], params)
+        least = min(len(pairs) for pairs in screens.values())
+        for objective in params.objectives:
+            d = composite(screens[objective.workload], objective.weights, params)
             if d is None:
                 continue
             if signed_rank_p([-x for x in d], params.delta0) <= params.regression_alpha:
-                worse.append(effect)
-            elif least >= params.pairs and upper_bound(d, 0.90) >= params.mei:
-                open_.append(effect)
+                worse.append(objective)
+            elif least >= planned and upper_bound(d, 0.90) >= params.mei:
+                open_.append(objective)
         if worse:
-            return "discard_regression", _name("worse", worse)
+            return "discard_regression", name_all("worse", worse)
         if open_:
             text = f"an effect of {params.mei:.0%} is neither proved nor excluded in {least} pairs"
-            return "inconclusive", _name(text, open_)
-        if least < params.pairs:
+            return "inconclusive", name_all(text, open_)
+        if least < planned:
             return (
                 "discard_no_effect",
-                f"stopped after {least} of {params.pairs} pairs: "
+                f"stopped after {least} of {planned} pairs: "
                 "no outcome of the others could prove a gain",
             )
         return "discard_no_effect", f"no gain proved in {least} pairs"
@@ -231,63 +175,40 @@ class SignedRank:
         )
 
 
-def _direction(params: RuleParams, objective: str) -> Direction:
-    """Of a primary; a composite is a cost."""
-    metric = params.metrics.get(objective)
-    return metric.direction if metric is not None else "lower"
+def _level(params: RuleParams) -> float:
+    return params.alpha / len(params.objectives)
 
 
-def _is_worse(d: Sequence[float], margin: float, alpha: float) -> bool:
-    """Whether these log ratios prove a loss of more than the margin."""
-    return signed_rank_p([-x for x in d], math.log1p(margin)) <= alpha
+def _planned(params: RuleParams) -> int:
+    """As given, or 8, or what the shared level needs."""
+    if params.pairs is not None:
+        return params.pairs
+    return max(_PAIRS, math.ceil(-math.log2(_level(params))))
 
 
-def _gate(events: Iterable[Event]) -> tuple[str, str] | None:
-    for event in events:
-        match event:
-            case GateFailed():
-                return "invalid", f"{event.gate}: {event.detail}"
-            case ArtifactBuilt() if event.digest == event.incumbent_digest:
-                return "no_change", "the build produced the incumbent's files"
-            case _:
-                continue
-    return None
+def _hopeless(params: RuleParams, screens: Mapping[str, Sequence[Pair]], planned: int) -> bool:
+    """Whether no objective could still reject, whatever the remaining pairs bring.
+
+    Stopping then changes no decision, so it costs nothing of the level. Not before four pairs:
+    fewer give no estimate.
+    """
+    if min(len(pairs) for pairs in screens.values()) < 4:
+        return False
+    for objective in params.objectives:
+        d = composite(screens[objective.workload], objective.weights, params)
+        if d is not None and best_case_p(d, planned, params.delta0) <= _level(params):
+            return False
+    return True
 
 
-def _answers_differ(params: RuleParams, measured: Sequence[Sequence[Pair]]) -> str:
-    for name, metric in params.metrics.items():
-        if metric.kind != "digest":
-            continue
-        for pair in (pair for pairs in measured for pair in pairs):
-            a, b = pair.a.texts.get(name), pair.b.texts.get(name)
-            if a != b:
-                return (
-                    f"{name} under workload {pair.a.workload}: incumbent {a}, candidate {b}; "
-                    "they must be equal"
-                )
-    return ""
+def _broken(params: RuleParams, screens: Mapping[str, Sequence[Pair]]) -> bool:
+    """Whether something is proved to be worse beyond its margin already.
 
-
-def _beyond(metric: MetricRule, name: str, pairs: Sequence[Pair]) -> float | None:
-    """The first value of the candidate beyond the metric's limit, or None."""
-    if metric.limit is None:
-        return None
-    for pair in pairs:
-        for value in pair.b.metrics.get(name, ()):
-            beyond = value > metric.limit if metric.direction == "lower" else value < metric.limit
-            if beyond:
-                return value
-    return None
-
-
-def _over_limit(params: RuleParams, measured: Mapping[str, Sequence[Pair]]) -> str:
-    for workload, pairs in measured.items():
-        for name, metric in params.metrics.items():
-            value = _beyond(metric, name, pairs)
-            if value is not None:
-                return f"{name} ({workload}): {value:g}, beyond its limit of {metric.limit}"
-    return ""
-
-
-def _name(text: str, effects: Sequence[Effect]) -> str:
-    return f"{', '.join(f'{effect.metric} ({effect.workload})' for effect in effects)}: {text}"
+    Looking after every pair can only add discards, so the level of a keep is untouched.
+    """
+    for pairs in screens.values():
+        for name, margin in main_margins(params).items():
+            d = differences(pairs, name, params.metrics[name].direction)
+            if d and is_worse(d, margin, params.guard_alpha):
+                return True
+    return False

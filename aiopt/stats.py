@@ -22,10 +22,12 @@ import numpy.typing as npt
 __all__ = [
     "EXACT_UP_TO",
     "Direction",
+    "Floats",
     "Order",
     "PairStage",
     "best_case_p",
     "coin",
+    "critical_rank_sum",
     "hodges_lehmann",
     "interval",
     "log_ratio",
@@ -240,6 +242,15 @@ def _bounds(d: npt.ArrayLike, tail: float) -> tuple[float, float]:
     if c > averages.size:
         return -math.inf, math.inf
     return float(averages[-c]), float(averages[c - 1])
+
+
+def critical_rank_sum(n: int, alpha: float) -> int | None:
+    """The least w with P(W* >= w) <= alpha: the rank sum that the test rejects from.
+
+    None if no outcome of n differences is as rare as that.
+    """
+    critical = _critical(n, alpha)
+    return critical if critical <= n * (n + 1) // 2 else None
 
 
 @lru_cache(maxsize=1024)

@@ -3,34 +3,79 @@
 `decide` is pure: no clock, no I/O, no global randomness, so a verdict can be reproduced, and
 questioned under other parameters, from the log alone. `Judge` is the same function as a stepper:
 ask for the next pair, tell the events of its runs, read the verdict; real campaigns and
-simulations both drive it.
+simulations both drive it. `protocol` is the way in for whoever has costs and no log.
 """
 
+import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Generic, Literal, TypeVar
 
-from aiopt.events import AuditMeasured, Event, PairScheduled, VerdictReached
-from aiopt.pairs import effects_of, next_turn, pairs_of
-from aiopt.rules import NeedsMore, Rule, RuleParams
+import numpy as np
+from attrs import frozen
+
+from aiopt.budget import charge_of
+from aiopt.calibration import calibrate, calibration_of
+from aiopt.events import (
+    Arm,
+    CalibrationFailed,
+    CalibrationMeasured,
+    Event,
+    LevelCharged,
+    Order,
+    PairPurpose,
+    PairScheduled,
+    PairVoided,
+    RunMeasured,
+    VerdictKind,
+    VerdictReached,
+)
+from aiopt.pairs import pairs_by_purpose
+from aiopt.rules import NeedsMore, Rule, RuleParams, params_from
 from aiopt.signed_rank import SignedRank
 from aiopt.stats import PairStage, coin
+from aiopt.two_stage import TwoStage
 
 __all__ = [
+    "DEFAULT_RULE",
     "RULES",
     "Decider",
     "Judge",
-    "Outcome",
-    "audit_of",
+    "ProtocolCampaign",
+    "ProtocolStepper",
+    "ProtocolVerdict",
     "decide",
     "next_pair",
+    "protocol",
     "verdict_by",
 ]
 
-RULES: Mapping[str, Rule] = {rule.id: rule for rule in (SignedRank(),)}
+DEFAULT_RULE = "two-stage"
+
+RULES: Mapping[str, Rule] = {rule.id: rule for rule in (TwoStage(), SignedRank())}
 """Every rule, by id."""
+
+T = TypeVar("T")
+
+Decider = Callable[[RuleParams, Sequence[Event]], T | NeedsMore]
+"""From events to an outcome, or to what is missing for one."""
+
+_COIN: Mapping[PairPurpose, PairStage] = {
+    "calibration": PairStage.CALIBRATION,
+    "layout": PairStage.LAYOUT,
+    "screen": PairStage.SCREEN,
+    "confirm": PairStage.CONFIRM,
+    "guard": PairStage.CONFIRM,
+    "audit": PairStage.AUDIT,
+    "ablation": PairStage.ABLATION,
+}
+_REBUILT: frozenset[PairPurpose] = frozenset({"confirm", "guard"})
 
 
 def decide(rule: str, params: RuleParams, events: Sequence[Event]) -> VerdictReached | NeedsMore:
     """The verdict of a rule on the events of one experiment, or what is missing for it.
+
+    `events` begin with those of the experiment's calibration, if its rule needs one.
 
     Raises:
         KeyError: no such rule.
@@ -38,108 +83,409 @@ def decide(rule: str, params: RuleParams, events: Sequence[Event]) -> VerdictRea
     return RULES[rule].decide(params, events)
 
 
-def next_pair(
-    params: RuleParams, needs: NeedsMore, *, seed: int, number: int, attempt: int = 0
-) -> PairScheduled:
-    """The pair that is needed, with its coin: a function of seed,
-    proposal, purpose, workload and index alone.
-
-    A pair that is repeated (`attempt` above 0) keeps its order.
-    """
-    stage = PairStage.AUDIT if needs.purpose == "audit" else PairStage.SCREEN
-    place = list(params.workloads).index(needs.workload)
-    order = coin(seed, number, stage, place * 100_000 + needs.index)
-    return PairScheduled(
-        purpose=needs.purpose,
-        workload=needs.workload,
-        index=needs.index,
-        attempt=attempt,
-        order=order,
-    )
-
-
-Outcome = VerdictReached | AuditMeasured
-Decider = Callable[[RuleParams, Sequence[Event]], Outcome | NeedsMore]
-
-
-def verdict_by(rule: str) -> Decider:
+def verdict_by(rule: str) -> Decider[VerdictReached]:
     """`decide` by one rule, for a `Judge`."""
     return lambda params, events: decide(rule, params, events)
 
 
-def audit_of(baseline: str, final: str) -> Decider:
-    """Estimates of the final source against the baseline under every
-    workload, from `audit_pairs` pairs of each.
+def next_pair(
+    params: RuleParams,
+    purpose: PairPurpose,
+    workload: str,
+    index: int,
+    *,
+    seed: int,
+    number: int,
+    series: int = 0,
+    attempt: int = 0,
+) -> PairScheduled:
+    """A pair with its coin: a function of seed, proposal, purpose, workload and index alone.
+
+    A pair that is repeated (`attempt` above 0) keeps its order. `series` tells apart what belongs
+    to no proposal: the second audit of a campaign is not to repeat the coins of the first.
     """
+    places = list(params.workloads)
+    place = 2 * (series * len(places) + places.index(workload)) + (purpose == "guard")
+    return PairScheduled(
+        purpose=purpose,
+        workload=workload,
+        index=index,
+        attempt=attempt,
+        order=coin(seed, number, _COIN[purpose], place * 100_000 + index),
+        layout=_layout(params, purpose, index, seed, number),
+    )
 
-    def measured(params: RuleParams, events: Sequence[Event]) -> AuditMeasured | NeedsMore:
-        pairs = {name: pairs_of(events, "audit", name) for name in params.workloads}
-        if min(len(found) for found in pairs.values()) < params.audit_pairs:
-            return next_turn(list(params.workloads), pairs, "audit", params.audit_pairs)
-        return AuditMeasured(
-            baseline=baseline, final=final, effects=effects_of(params, events, "audit")
-        )
 
-    return measured
+def _layout(params: RuleParams, purpose: PairPurpose, index: int, seed: int, number: int) -> int:
+    """Every rebuild once in each round, shuffled; 0 is the plain build."""
+    rebuilds = params.layout.rotate
+    if purpose == "layout":
+        return 1 + index % rebuilds
+    if not rebuilds or purpose not in _REBUILT:
+        return 0
+    sequence = np.random.SeedSequence([seed, number, PairStage.LAYOUT, index // rebuilds])
+    rng = np.random.Generator(np.random.PCG64(sequence))
+    return 1 + int(rng.permutation(rebuilds)[index % rebuilds])
 
 
-class Judge:
+class Judge(Generic[T]):
     """One experiment, step by step: `next_pair`, then `tell` what
     was measured, until there is an `outcome`.
     """
 
     def __init__(
         self,
-        decider: Decider,
+        decider: Decider[T],
         params: RuleParams,
         *,
         seed: int,
         number: int,
+        series: int = 0,
         events: Iterable[Event] = (),
     ) -> None:
-        self._decider, self._params, self._seed, self._number = decider, params, seed, number
+        self._decider, self._params = decider, params
+        self._seed, self._number, self._series = seed, number, series
         self._events: list[Event] = []
-        self._attempts: dict[tuple[str, str, int], int] = {}
-        self._decided: Outcome | NeedsMore | None = None
+        self._attempts: Counter[tuple[str, str, int]] = Counter()
+        self._arms: dict[tuple[str, str, int, int], set[Arm]] = {}
+        self._valid: Counter[tuple[str, str]] = Counter()
+        self._decided: T | NeedsMore | None = None
+        self._any_pair_may_decide = any(
+            metric.kind == "digest" or metric.limit is not None
+            for metric in params.metrics.values()
+        )
         self.tell(*events)
 
     def tell(self, *events: Event) -> None:
         """What happened: PairScheduled, RunMeasured, PairVoided, gates."""
         for event in events:
             self._events.append(event)
-            if isinstance(event, PairScheduled):
-                key = (event.purpose, event.workload, event.index)
-                self._attempts[key] = max(self._attempts.get(key, 0), event.attempt + 1)
-        self._decided = None
+            match event:
+                case PairScheduled():
+                    key = (event.purpose, event.workload, event.index)
+                    self._attempts[key] = max(self._attempts[key], event.attempt + 1)
+                case RunMeasured():
+                    self._measured(event)
+                case PairVoided():
+                    run = (event.purpose, event.workload, event.index, event.attempt)
+                    self._valid[event.purpose, event.workload] -= len(self._arms.pop(run, ())) == 2
+                case _:
+                    self._decided = None
+        if self._any_pair_may_decide or not self._is_waiting():
+            self._decided = None
+
+    def _measured(self, event: RunMeasured) -> None:
+        arms = self._arms.setdefault(
+            (event.purpose, event.workload, event.index, event.attempt), set()
+        )
+        arms.add(event.arm)
+        self._valid[event.purpose, event.workload] += len(arms) == 2
+
+    def _is_waiting(self) -> bool:
+        """Whether pairs are still missing that the last decision asked for, so that
+        deciding again would say the same.
+        """
+        decided = self._decided
+        return isinstance(decided, NeedsMore) and any(
+            self._valid[decided.purpose, workload] < wanted
+            for workload, wanted in decided.wanted.items()
+        )
 
     @property
     def events(self) -> Sequence[Event]:
         """All that it was told."""
         return tuple(self._events)
 
-    def _now(self) -> Outcome | NeedsMore:
+    def _now(self) -> T | NeedsMore:
         if self._decided is None:
             self._decided = self._decider(self._params, self._events)
         return self._decided
 
     @property
-    def outcome(self) -> Outcome | None:
+    def outcome(self) -> T | None:
         """None while pairs are missing."""
         decided = self._now()
         return None if isinstance(decided, NeedsMore) else decided
 
     @property
     def missing(self) -> int:
-        """Pairs that are missing at the most."""
+        """Pairs that are missing until the next decision."""
         decided = self._now()
-        return decided.missing if isinstance(decided, NeedsMore) else 0
+        if not isinstance(decided, NeedsMore):
+            return 0
+        return sum(
+            max(0, wanted - self._valid[decided.purpose, workload])
+            for workload, wanted in decided.wanted.items()
+        )
 
     def next_pair(self) -> PairScheduled | None:
-        """The pair to run next; None when the outcome is there."""
+        """The pair to run next; None when the outcome is there.
+
+        Workloads take turns, so that a drift of the machine meets all of them alike.
+        """
         decided = self._now()
         if not isinstance(decided, NeedsMore):
             return None
-        attempt = self._attempts.get((decided.purpose, decided.workload, decided.index), 0)
-        return next_pair(
-            self._params, decided, seed=self._seed, number=self._number, attempt=attempt
+        places = list(self._params.workloads)
+        index, place = min(
+            (self._valid[decided.purpose, workload], places.index(workload))
+            for workload, wanted in decided.wanted.items()
+            if self._valid[decided.purpose, workload] < wanted
         )
+        return next_pair(
+            self._params,
+            decided.purpose,
+            places[place],
+            index,
+            seed=self._seed,
+            number=self._number,
+            series=self._series,
+            attempt=self._attempts[decided.purpose, places[place], index],
+        )
+
+
+# ---- the same, for costs without a log ----
+
+_METRIC, _WORKLOAD = "cost", "main"
+
+
+@frozen(kw_only=True)
+class ProtocolVerdict:
+    """What a `ProtocolStepper` ends with."""
+
+    kind: VerdictKind
+    keep: bool
+    effect: float
+    """Natural log of the cost ratio, positive if B is better; NaN if nothing was measured."""
+    interval: tuple[float, float]
+    """95 %; infinite where the pairs are too few."""
+    stage: Literal["", "screen", "confirm"]
+    """The last stage entered; only an effect of `confirm` is unbiased."""
+    p_screen: float | None
+    p_confirm: float | None
+    mei_eff: float | None
+    needs: int | None
+    """If inconclusive: pairs that a proof of the smallest effect of interest would take."""
+
+
+class ProtocolStepper:
+    """Pairs of one calibration or candidate: ask for an order, run, tell the costs."""
+
+    def __init__(self, judge: Judge[Any]) -> None:
+        self._judge = judge
+        self._pair: PairScheduled | None = None
+
+    def next_pair(self) -> Order | None:
+        """In which order to run the arms of the next pair; None: finished.
+
+        Asking again without telling gives the same pair.
+        """
+        if self._pair is None:
+            self._pair = self._judge.next_pair()
+            if self._pair is not None:
+                self._judge.tell(self._pair)
+        return self._pair.order if self._pair is not None else None
+
+    def tell(self, a: float, b: float) -> None:
+        """The costs of arm A and of arm B, in this order whatever ran first.
+
+        Raises:
+            ValueError: not positive and finite, or there is no pair to tell of.
+        """
+        pair = self._scheduled()
+        for name, cost in (("a", a), ("b", b)):
+            if not (cost > 0 and math.isfinite(cost)):
+                msg = f"{name} must be a positive, finite cost, found {cost!r}"
+                raise ValueError(msg)
+        self._judge.tell(self._run(pair, "A", a), self._run(pair, "B", b))
+        self._pair = None
+
+    def void(self, reason: str) -> None:
+        """The pair does not count, for a reason that has nothing to do with its costs;
+        it is repeated in the same order.
+
+        Raises:
+            ValueError: there is no pair to void.
+        """
+        pair = self._scheduled()
+        voided = PairVoided(
+            purpose=pair.purpose,
+            workload=pair.workload,
+            index=pair.index,
+            attempt=pair.attempt,
+            reason=reason,
+        )
+        self._judge.tell(voided)
+        self._pair = None
+
+    @property
+    def verdict(self) -> ProtocolVerdict | None:
+        """None until it is finished, and for a calibration."""
+        outcome = self.outcome
+        return _protocol_verdict(outcome) if isinstance(outcome, VerdictReached) else None
+
+    @property
+    def outcome(self) -> Any:
+        """The event that a campaign would log: `VerdictReached`, or of a calibration
+        a tuple of `CalibrationMeasured` or `CalibrationFailed`. None until it is finished.
+        """
+        return self._judge.outcome
+
+    @property
+    def events(self) -> Sequence[Event]:
+        """What a campaign would have logged, its calibration's events first."""
+        return self._judge.events
+
+    def _scheduled(self) -> PairScheduled:
+        if self._pair is None:
+            msg = "there is no pair to tell of: call next_pair() first, until it returns None"
+            raise ValueError(msg)
+        return self._pair
+
+    @staticmethod
+    def _run(pair: PairScheduled, arm: Arm, cost: float) -> RunMeasured:
+        return RunMeasured(
+            purpose=pair.purpose,
+            workload=pair.workload,
+            index=pair.index,
+            attempt=pair.attempt,
+            arm=arm,
+            position=1 + pair.order.index(arm),
+            metrics={_METRIC: (cost,)},
+            texts={},
+            covariates={},
+            log=None,
+        )
+
+
+def _protocol_verdict(verdict: VerdictReached) -> ProtocolVerdict:
+    effect = next(iter(verdict.effects), None)
+    value = low = high = None
+    if effect is not None:
+        value, low, high = effect.effect, effect.low, effect.high
+    return ProtocolVerdict(
+        kind=verdict.kind,
+        keep=verdict.kind == "keep",
+        effect=math.nan if value is None else value,
+        interval=(-math.inf if low is None else low, math.inf if high is None else high),
+        stage=verdict.stage,
+        p_screen=verdict.p_screen,
+        p_confirm=verdict.p_confirm,
+        mei_eff=verdict.mei_eff,
+        needs=verdict.needs,
+    )
+
+
+class ProtocolCampaign:
+    """The rule `two-stage` on one cost: first the calibration, then any number of candidates."""
+
+    def __init__(self, params: Mapping[str, Any], seed: int) -> None:
+        self.rule_params = params_from(
+            {
+                "metrics": {_METRIC: {"role": "primary"}},
+                "workloads": {_WORKLOAD: {}},
+                **params,
+            }
+        )
+        self._seed = seed
+        self._calibration: ProtocolStepper | None = None
+        self._plan: Mapping[str, Any] | None = None
+        self._candidates = 0
+        self._spent = 0.0
+
+    def calibration(self) -> ProtocolStepper:
+        """Pairs of the incumbent against itself; the same stepper however often it is asked for."""
+        if self._calibration is None:
+            judge = Judge(calibration_of, self.rule_params, seed=self._seed, number=0)
+            self._calibration = ProtocolStepper(judge)
+        return self._calibration
+
+    @property
+    def plan(self) -> Mapping[str, Any]:
+        """What the calibration led to: `n1`, `n2`, `sd_pair`, `mei_eff`, `warnings` and more.
+
+        Raises:
+            ValueError: the calibration is not finished.
+        """
+        if self._plan is None:
+            self._plan = self._planned(self._calibrated())
+        return self._plan
+
+    def _calibrated(self) -> ProtocolStepper:
+        stepper = self.calibration()
+        if stepper.outcome is None:
+            msg = "the calibration comes first: run the pairs of calibration() to their end"
+            raise ValueError(msg)
+        return stepper
+
+    def _planned(self, stepper: ProtocolStepper) -> Mapping[str, Any]:
+        params, outcome = self.rule_params, stepper.outcome
+        (each,) = calibrate(params, pairs_by_purpose(stepper.events)).values()
+        if isinstance(outcome, CalibrationFailed):
+            warnings: tuple[str, ...] = (f"{outcome.cause}: {outcome.detail}",)
+        else:
+            found: CalibrationMeasured = outcome[0]
+            warnings = found.warnings
+        return {
+            "n1": each.plan.n1,
+            "n2": each.plan.n2,
+            "sd_pair": each.sd_pair,
+            "mei_eff": each.plan.mei_eff,
+            "reached": each.plan.reached,
+            "delta0": each.delta0,
+            "alpha1": params.alpha1,
+            "alpha2": params.confirm_level,
+            "warnings": warnings,
+        }
+
+    def candidate(self) -> ProtocolStepper:
+        """Pairs of the next candidate, which is charged to the error budget.
+
+        Raises:
+            ValueError: the calibration is not finished.
+        """
+        calibrated = self._calibrated()
+        self._candidates += 1
+        charge = charge_of(self.rule_params, self._candidates)
+        self._spent += charge
+        charged = LevelCharged(
+            number=self._candidates,
+            ordinal=self._candidates,
+            charged=charge,
+            spent=self._spent,
+            left=self.rule_params.pfer - self._spent,
+            calibration="",
+        )
+        judge = Judge(
+            verdict_by(DEFAULT_RULE),
+            self.rule_params,
+            seed=self._seed,
+            number=self._candidates,
+            events=[*calibrated.events, charged],
+        )
+        return ProtocolStepper(judge)
+
+
+def protocol(params: Mapping[str, Any], seed: int) -> ProtocolCampaign:
+    """A campaign without a log: the decisions of aiopt for costs from anywhere.
+
+    It drives the same rule and the same `Judge` as real campaigns do, so it serves simulations,
+    and whoever has a benchmark but no target:
+
+        campaign = protocol({"mei": 0.05}, seed=1)
+        pairs = campaign.calibration()
+        while (order := pairs.next_pair()) is not None:
+            pairs.tell(*run_both(order))          # the incumbent twice
+        pairs = campaign.candidate()
+        while (order := pairs.next_pair()) is not None:
+            pairs.tell(*run_both(order))          # costs of A (incumbent) and of B (candidate)
+        print(pairs.verdict)
+
+    Args:
+        params: any of `RuleParams` by name; the others have their defaults.
+        seed: of the coins.
+
+    Raises:
+        ConfigError: unknown names, or values out of range.
+    """
+    return ProtocolCampaign(params, seed)

@@ -38,12 +38,12 @@ def _mean(paths: list[str]) -> float | None:
 
 
 def covariates() -> Mapping[str, float]:
-    """load1, steal_jiffies, psi_cpu_some_avg10, cpu_mhz, throttle_count: those that exist here.
+    """load1, cpus, steal_jiffies, psi_cpu_some_avg10, cpu_mhz, throttle_count: those that exist here.
 
     Well below 1 ms: of many processors only the first eight are asked (reading a frequency
     interrupts the processor).
     """
-    found: dict[str, float] = {"load1": os.getloadavg()[0]}
+    found: dict[str, float] = {"load1": os.getloadavg()[0], "cpus": float(os.cpu_count() or 1)}
     ticks = _read("/proc/stat").partition("\n")[0].split()
     if len(ticks) > 8:
         found["steal_jiffies"] = float(ticks[8])

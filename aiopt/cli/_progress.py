@@ -7,10 +7,12 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from typing import TextIO
+from typing import Any, TextIO
 
 from attrs import define, field
 
+from aiopt.audit import ablation_of, audit_of
+from aiopt.calibration import calibration_of
 from aiopt.cli._text import duration, effects_text, is_terminal, one_line, short, status_text
 from aiopt.events import (
     AuditMeasured,
@@ -28,7 +30,7 @@ from aiopt.events import (
 )
 from aiopt.replay import CampaignState, ExperimentState
 from aiopt.rules import NeedsMore
-from aiopt.verdict import audit_of, verdict_by
+from aiopt.verdict import Decider, verdict_by
 from aiopt.views import candidate_row, estimates, pair_table
 
 __all__ = ["Progress", "pairs_left"]
@@ -38,19 +40,22 @@ _WAITING_SECONDS = 2.0
 
 
 def pairs_left(campaign: CampaignState, experiment: ExperimentState) -> int:
-    """How many pairs an experiment may still need, at the most."""
-    params, started = campaign.params, experiment.started
-    if started.purpose == "baseline":
-        return 0
-    if started.purpose == "audit":
-        decider = audit_of(started.incumbent, started.candidate)
-    else:
-        decider = verdict_by(campaign.started.rule)
-    decided = decider(params, experiment.facts)
-    if not isinstance(decided, NeedsMore):
-        return 0
-    guards = len(params.guard_workloads) * params.guard_pairs if decided.purpose == "screen" else 0
-    return decided.missing + guards
+    """How many pairs an experiment needs until it can be looked at again."""
+    started = experiment.started
+    decider: Decider[Any]
+    match started.purpose:
+        case "baseline":
+            return 0
+        case "calibration":
+            decider = calibration_of
+        case "audit":
+            decider = audit_of(started.incumbent, started.candidate)
+        case "ablation":
+            decider = ablation_of(started.candidate, "")
+        case "candidate":
+            decider = verdict_by(campaign.started.rule)
+    decided = decider(campaign.params, campaign.evidence(experiment))
+    return decided.missing if isinstance(decided, NeedsMore) else 0
 
 
 @define

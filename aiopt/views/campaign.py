@@ -171,7 +171,7 @@ class AuditView:
 
 def audit_view(campaign: CampaignState) -> AuditView | None:
     """The audit of the present incumbent, if it was made."""
-    for experiment in campaign.audits():
+    for experiment in reversed(campaign.of_purpose("audit")):
         if experiment.audit is not None and experiment.audit.final == campaign.incumbent:
             return AuditView(
                 experiment=experiment.stream,

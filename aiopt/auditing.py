@@ -1,0 +1,108 @@
+"""The result of a campaign: the final source against the unmodified one, and without each patch."""
+
+from collections.abc import Iterator
+
+from attrs import evolve
+
+from aiopt.audit import ablation_of, audit_of
+from aiopt.errors import PatchError
+from aiopt.events import AblationMeasured, ExperimentFinished
+from aiopt.ids import candidate_id
+from aiopt.laboratory import Change, Laboratory
+from aiopt.measure import Side, TwoSides
+from aiopt.replay import CampaignState, ExperimentState
+
+__all__ = ["ablate", "audit", "audit_is_due"]
+
+
+def audit_is_due(state: CampaignState) -> bool:
+    """Whether ten more patches (`audit_every`) were kept since the last audit."""
+    audited = [e.started for e in state.of_purpose("audit")]
+    since = len(state.incumbent_genome) - max((len(e.genome) for e in audited), default=0)
+    return since >= state.params.audit_every
+
+
+async def audit(lab: Laboratory, *, anew: bool = False) -> ExperimentState:
+    """The incumbent against the baseline, on fresh pairs, unless that was done.
+
+    `anew`: also if it was done; what was cut off is gone on with in any case.
+    """
+    state = lab.state
+    found = [e for e in state.of_purpose("audit") if e.started.candidate == state.incumbent]
+    done = [e for e in found if e.outcome == "measured"]
+    open_ = [e for e in found if e.outcome is None]
+    if done and not open_ and not anew:
+        return done[-1]
+    experiment = open_[0] if open_ else lab.begin("audit", 0, lab.incumbent, lab.baseline)
+    emit = lab.emitter(experiment)
+    arms = TwoSides(
+        (await lab.side_of(lab.baseline)).writing_to(emit),
+        (await lab.side_of(lab.incumbent)).writing_to(emit),
+    )
+    judge = lab.judge(experiment, audit_of(state.baseline, state.incumbent))
+    outcome = await lab.run_pairs(experiment, judge, arms)
+    emit(outcome, ExperimentFinished(outcome="measured"))
+    return experiment
+
+
+async def ablate(lab: Laboratory) -> None:
+    """The incumbent against itself without one of its patches, for each of them, unless that was
+    done. With a single patch the audit says the same.
+    """
+    state = lab.state
+    if state.params.ablation_pairs and len(state.incumbent_genome) > 1:
+        for without, place in list(_reduced(state)):
+            await _ablate(lab, without, place)
+
+
+def _reduced(state: CampaignState) -> Iterator[tuple[Change, int]]:
+    genome = state.incumbent_genome
+    for place in range(len(genome)):
+        rest = (*genome[:place], *genome[place + 1 :])
+        name = candidate_id(state.started.base_commit, [patch.digest for patch in rest])
+        yield Change(name, rest, ""), place
+
+
+async def _ablate(lab: Laboratory, without: Change, place: int) -> None:
+    state, final = lab.state, lab.incumbent
+    found = [
+        e
+        for e in state.of_purpose("ablation")
+        if (e.started.candidate, e.started.incumbent) == (final.candidate, without.candidate)
+    ]
+    if any(e.outcome is not None for e in found):
+        return
+    patch = final.genome[place]
+    separable, detail = True, ""
+    try:
+        tree = await lab.bench.check_out(
+            without.candidate, state.started.base_commit, without.genome
+        )
+        without = evolve(without, tree=tree)
+    except PatchError as error:
+        separable, detail = False, str(error)
+    experiment = found[0] if found else lab.begin("ablation", 0, final, without)
+    emit = lab.emitter(experiment)
+    side: Side | None = None
+    if separable:
+        side = await lab.bench.side(
+            without.candidate, without.tree, emit, attempts=experiment.attempts
+        )
+    if side is None and separable:
+        gate = lab.judge(experiment, ablation_of(final.candidate, patch.digest)).outcome
+        detail = gate.detail if gate is not None else "it does not pass its gates"
+    if side is None:
+        outcome = AblationMeasured(
+            final=final.candidate,
+            without=patch.digest,
+            separable=False,
+            detail=detail,
+            effects=(),
+            supported=None,
+        )
+    else:
+        arms = TwoSides(side, (await lab.side_of(final)).writing_to(emit))
+        judge = lab.judge(experiment, ablation_of(final.candidate, patch.digest))
+        outcome = await lab.run_pairs(experiment, judge, arms, frozenset({"A"}))
+    emit(outcome, ExperimentFinished(outcome="measured"))
+    await lab.bench.close(without.candidate)

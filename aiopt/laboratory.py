@@ -1,0 +1,232 @@
+"""What experiments of every purpose share: their beginning, their sides, their pairs."""
+
+from functools import partial
+from typing import TypeVar
+
+import anyio
+from attrs import evolve, frozen
+
+from aiopt.errors import AiOptError
+from aiopt.events import (
+    Arm,
+    ExperimentPurpose,
+    ExperimentStarted,
+    MachineUnfit,
+    MeasuringPaused,
+    PatchRef,
+)
+from aiopt.journal import Journal
+from aiopt.lifecycle import Emit
+from aiopt.measure import Arms, IncumbentFailed, PairRunner, Side
+from aiopt.pairs import pairs_by_purpose
+from aiopt.protocols import Backend
+from aiopt.replay import CampaignState, ExperimentState
+from aiopt.rules import VoidRules
+from aiopt.settings import Settings
+from aiopt.target import Target
+from aiopt.verdict import RULES, Decider, Judge
+from aiopt.voiding import rules_in_force, too_many
+from aiopt.workbench import Workbench
+
+__all__ = ["Change", "Laboratory", "Unfit"]
+
+T = TypeVar("T")
+
+_PAUSES = 6
+
+
+@frozen
+class Change:
+    """A candidate and the tree that its genome makes."""
+
+    candidate: str
+    genome: tuple[PatchRef, ...]
+    tree: str
+
+
+class Unfit(AiOptError):
+    """The machine does not allow a verdict now."""
+
+
+class Laboratory:
+    """The bench of one campaign and its journal; experiments begin here and run their pairs."""
+
+    def __init__(
+        self,
+        *,
+        journal: Journal,
+        bench: Workbench,
+        target: Target,
+        settings: Settings,
+        backend: Backend,
+    ) -> None:
+        self.journal, self.bench = journal, bench
+        self.target, self.settings, self.backend = target, settings, backend
+        self._voided: list[bool] = []
+        """Of the pairs that this controller scheduled, which the machine voided."""
+        self._pauses = 0
+
+    @property
+    def state(self) -> CampaignState:
+        return self.journal.campaign
+
+    def begin(
+        self, purpose: ExperimentPurpose, number: int, change: Change, against: Change
+    ) -> ExperimentState:
+        """Log that an experiment began: `change` is arm B, `against` is arm A."""
+        stream = self.journal.new_stream("exp")
+        self.journal.emit(
+            stream,
+            ExperimentStarted(
+                campaign=self.journal.stream,
+                number=number,
+                purpose=purpose,
+                candidate=change.candidate,
+                genome=change.genome,
+                tree=change.tree,
+                incumbent=against.candidate,
+                incumbent_tree=against.tree,
+                environment=self.settings.environment,
+                mode=self.settings.mode,
+            ),
+        )
+        return self.state.experiments[stream]
+
+    @property
+    def baseline(self) -> Change:
+        """The unmodified source."""
+        state = self.state
+        return Change(state.baseline, (), state.started.base_tree)
+
+    @property
+    def incumbent(self) -> Change:
+        """What candidates are measured against now."""
+        state = self.state
+        return Change(state.incumbent, state.incumbent_genome, state.incumbent_tree)
+
+    def emitter(self, experiment: ExperimentState) -> Emit:
+        """Writes to the stream of this experiment."""
+        return partial(self.journal.emit, experiment.stream)
+
+    async def side_of(self, change: Change) -> Side:
+        """A candidate that passed its gates before, ready to be run; built again if a new
+        controller finds it gone.
+
+        Raises:
+            IncumbentFailed: it fails them now.
+        """
+        candidate = change.candidate
+        if candidate in self.bench.sides:
+            return self.bench.sides[candidate]
+        before = next(
+            e
+            for e in self.state.experiments.values()
+            if e.started.candidate == candidate and e.started.purpose in ("baseline", "candidate")
+        )
+        intact = await self.bench.is_intact(candidate, change.tree)
+        if not intact:
+            await self.bench.check_out(candidate, self.state.started.base_commit, change.genome)
+        side = await self.bench.side(
+            candidate,
+            change.tree,
+            partial(self.journal.emit, self.journal.stream),
+            known_artifact=before.artifact if intact else None,
+            passed=before.gates if intact else (),
+        )
+        if side is None:
+            raise IncumbentFailed(
+                f"candidate {candidate} passed its gates before and fails them now; "
+                "`aiopt log` shows the stage and its output"
+            )
+        return side
+
+    def judge(self, experiment: ExperimentState, decider: Decider[T]) -> Judge[T]:
+        """The judge of an experiment, told all that was measured so far."""
+        state = self.state
+        return Judge(
+            decider,
+            state.params,
+            seed=state.started.seed,
+            number=experiment.started.number,
+            series=state.series(experiment),
+            events=state.evidence(experiment),
+        )
+
+    async def run_pairs(
+        self,
+        experiment: ExperimentState,
+        judge: Judge[T],
+        arms: Arms,
+        on_trial: frozenset[Arm] = frozenset(),
+    ) -> T:
+        """Run the pairs of an experiment to its outcome; looks are logged as they are taken.
+
+        Raises:
+            IncumbentFailed: an arm that is not on trial fails.
+            SessionLost: the machinery went away.
+            Unfit: too many pairs are void, and waiting did not help.
+        """
+        params = self.state.params
+        runner = PairRunner(
+            target=self.target,
+            backend=self.backend,
+            arms=arms,
+            emit=self.emitter(experiment),
+            rules=self._rules(experiment),
+            warmup=params.warmup,
+            on_trial=on_trial,
+            voided=self._note_void,
+        )
+        return await runner.until_outcome(judge, lambda: self._log_looks(experiment, judge))
+
+    def _rules(self, experiment: ExperimentState) -> VoidRules:
+        """What voids a pair: nothing in a calibration, which shows what is normal here."""
+        rules = self.state.params.void
+        if experiment.started.purpose == "calibration":
+            return evolve(rules, steal=0.0, psi=0.0, throttle=False)
+        calibration = self.state.calibration_of(experiment)
+        if calibration is None:
+            return rules
+        measured = pairs_by_purpose(calibration.facts)
+        pairs = [
+            pair
+            for (purpose, _), each in measured.items()
+            if purpose == "calibration"
+            for pair in each
+        ]
+        return rules_in_force(rules, pairs)[0]
+
+    def _log_looks(self, experiment: ExperimentState, judge: Judge[T]) -> None:
+        if experiment.started.purpose != "candidate":
+            return
+        rule = RULES[self.state.started.rule]
+        looks = rule.looks(self.state.params, judge.events)[len(experiment.looks) :]
+        if looks:
+            self.journal.emit(experiment.stream, *looks)
+
+    async def _note_void(self, void: bool) -> None:
+        """Wait where too many pairs are void: 1, 2, 4 … times the pause.
+
+        Raises:
+            Unfit: after six pauses it is no better.
+        """
+        self._voided.append(void)
+        if not too_many(self._voided):
+            self._pauses = 0 if not void else self._pauses
+            return
+        recent = self._voided[-25:]
+        reason = f"{sum(recent)} of the last {len(recent)} pairs were void by the machine's state"
+        if self._pauses >= _PAUSES:
+            unfit = MachineUnfit(reason=reason, voided=sum(recent), scheduled=len(recent))
+            self.journal.emit(self.journal.stream, unfit)
+            raise Unfit(
+                f"the machine is unfit: {reason}, and waiting did not help. `aiopt resume` goes on "
+                "when it is quieter; `aiopt log` shows which rule voided them, and "
+                "`--set void.psi=0` begins a campaign without it"
+            )
+        seconds = self.state.params.void.pause * 2**self._pauses
+        self._pauses += 1
+        self._voided.clear()
+        paused = MeasuringPaused(reason=reason, seconds=seconds)
+        self.journal.emit(self.journal.stream, paused)
+        await anyio.sleep(seconds)
