@@ -12,7 +12,7 @@ from statistics import median
 from attrs import frozen
 
 from aiopt.events import CalibrationFailed, CalibrationMeasured, Event, PairPurpose
-from aiopt.pairs import Pair, composite, differences, needs, pairs_by_purpose
+from aiopt.pairs import Pair, composite, differences, log_costs, needs, pairs_by_purpose
 from aiopt.planning import (
     Noise,
     Plan,
@@ -149,7 +149,7 @@ def _diagnosed(params: RuleParams, measured: Measured, calibrated: Calibrated) -
     objective = calibrated.objective
     pairs = calibration_pairs(params, measured, objective.workload)
     d = composite(pairs, objective.weights, params) or []
-    noise = noise_of(d, *_in_time(params, objective, pairs, d))
+    noise = noise_of(d, *_in_time(params, objective, pairs))
     layout = measured.get(("layout", objective.workload), ())
     rebuilt = composite(layout, objective.weights, params) if params.layout.rotate else None
     if not rebuilt:
@@ -175,27 +175,17 @@ def _by_rebuild(params: RuleParams, d: Sequence[float]) -> list[Sequence[float]]
 
 
 def _in_time(
-    params: RuleParams, objective: Objective, pairs: Sequence[Pair], d: Sequence[float]
+    params: RuleParams, objective: Objective, pairs: Sequence[Pair]
 ) -> tuple[list[bool | None], list[float]]:
     """Whether the first run of each pair was the slower one, and ln(cost) of every run in time."""
     slower: list[bool | None] = []
-    costs: list[float] = []
-    for pair, difference in zip(pairs, d, strict=True):
-        a_first = pair.a.position == 1
-        slower.append(None if difference == 0 else (difference > 0) == a_first)
-        a, b = (_log_cost(params, objective, arm.metrics) for arm in (pair.a, pair.b))
-        costs += [a, b] if a_first else [b, a]
-    return slower, costs
-
-
-def _log_cost(
-    params: RuleParams, objective: Objective, metrics: Mapping[str, tuple[float, ...]]
-) -> float:
-    total = 0.0
-    for name, weight in objective.weights.items():
-        sign = 1 if params.metrics[name].direction == "lower" else -1
-        total += sign * weight * math.log(median(metrics[name]))
-    return total
+    in_time: list[float] = []
+    costs = log_costs(pairs, objective.weights, params) or ([], [])
+    for pair, a, b in zip(pairs, *costs, strict=True):
+        first, second = (a, b) if pair.a.position == 1 else (b, a)
+        slower.append(None if first == second else first > second)
+        in_time += [first, second]
+    return slower, in_time
 
 
 # ---- guards ----
@@ -337,7 +327,7 @@ def _guard_reported(
     rule = params.metrics[metric]
     d = differences(pairs, metric, rule.direction) or []
     objective = Objective(metric, workload, {metric: 1.0})
-    noise = noise_of(d, *(_in_time(params, objective, pairs, d) if d else ([], [])))
+    noise = noise_of(d, *(_in_time(params, objective, pairs) if d else ([], [])))
     cap = 3 * params.cap
     n, reached = guard_plan(params, measured, metric, workload, margin, cap)
     warning = (

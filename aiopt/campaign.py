@@ -50,10 +50,9 @@ from aiopt.protocols import (
     Strategy,
 )
 from aiopt.replay import CampaignState, ProposalState, fold
-from aiopt.rules import params_from
 from aiopt.settings import Settings, rule_params
 from aiopt.target import Target, load_target, spec_of
-from aiopt.verdict import RULES
+from aiopt.verdict import RULES, params_for
 from aiopt.workbench import Workbench
 
 __all__ = ["TRY", "BaselineFailed", "Campaign", "Observer", "Unfit", "open_campaign"]
@@ -146,12 +145,7 @@ class Campaign:
     async def _start(self) -> None:
         settings = self._settings
         params = rule_params(self._target, settings)
-        params_from(params)
-        if settings.rule not in RULES:
-            known = ", ".join(RULES)
-            raise ConfigError(
-                "aiopt.toml", [("rule", f"no rule {settings.rule!r}; there are {known}")]
-            )
+        params_for(settings.rule, params)
         base_commit, base_tree = await self._bench.import_source()
         observed = dict(await self._plug.backend.observe())
         self._journal.stream = stream = self._journal.new_stream("cmp")

@@ -17,6 +17,7 @@ __all__ = [
     "differences",
     "effect_of",
     "effects_of",
+    "log_costs",
     "needs",
     "pairs_by_purpose",
     "pairs_of",
@@ -91,6 +92,27 @@ def composite(
             return None
         total = [sum_ + weight * d for sum_, d in zip(total, ratios, strict=True)]
     return total
+
+
+def log_costs(
+    pairs: Sequence[Pair], weights: Mapping[str, float], params: RuleParams
+) -> tuple[list[float], list[float]] | None:
+    """ln(cost) of arm A and of arm B in each pair, the weighted sum where there are several
+    metrics; None where a metric is missing.
+    """
+    found: tuple[list[float], list[float]] = ([], [])
+    for pair in pairs:
+        for run, costs in zip((pair.a, pair.b), found, strict=True):
+            total = 0.0
+            for name, weight in weights.items():
+                values = run.metrics.get(name)
+                value = median(values) if values else 0.0
+                if value <= 0:
+                    return None
+                sign = 1 if params.metrics[name].direction == "lower" else -1
+                total += sign * weight * math.log(value)
+            costs.append(total)
+    return found
 
 
 def rounded(value: float | None) -> float | None:

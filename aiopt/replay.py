@@ -10,7 +10,7 @@ always equals the fold of what was written.
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
-from attrs import Factory, define, frozen
+from attrs import Factory, define, evolve, frozen
 
 from aiopt.events import (
     AblationMeasured,
@@ -47,7 +47,7 @@ from aiopt.events import (
 from aiopt.fitness import Fitness, Unmeasured, fitness_of
 from aiopt.ids import candidate_id
 from aiopt.rules import NeedsMore, RuleParams, params_from, vary
-from aiopt.verdict import decide
+from aiopt.verdict import check_rule, decide
 
 __all__ = [
     "CampaignState",
@@ -375,6 +375,10 @@ class Rescored:
     unranked: tuple[tuple[str, str], ...]
     """Experiment and the reason why it has no fitness."""
     decisions: tuple[Decision, ...]
+    post_hoc: bool
+    """Whether rule or parameters were chosen after the outcomes were seen, so that the error level
+    which they state does not hold.
+    """
     parts_at: int | None
     """The first event at which the two histories part, or None."""
 
@@ -395,12 +399,17 @@ def rescore(
     Without `weights` the primaries decide as they did, and the ranking weighs them equally.
 
     Raises:
-        ConfigError: a weight for a metric that the campaign did not measure.
+        ConfigError: no such rule, parameters under which it could not decide, or a weight for a
+        metric that the campaign did not measure.
     """
     params = params or campaign.params
     if weights:
         params = vary(params, weights=dict(weights))
-    rule = rule or campaign.started.rule
+    logged = campaign.started.rule
+    if rule is not None and rule != logged and params.pairs == campaign.params.pairs:
+        params = evolve(params, pairs=None)  # the number belonged to the logged rule
+    rule = rule or logged
+    check_rule(rule, params)
     ranking_weights = dict(weights) if weights else _equal_weights(params)
     incumbent = campaign.baseline
     decisions, ranking, unranked = [], [], []
@@ -440,6 +449,7 @@ def rescore(
         ranking=tuple(ranking),
         unranked=tuple(unranked),
         decisions=tuple(decisions),
+        post_hoc=rule != logged or params != campaign.params,
         parts_at=min(flips) if flips else None,
     )
 

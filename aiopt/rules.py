@@ -1,7 +1,7 @@
 """What every decision rule is: its parameters, fixed before a campaign starts, and its contract."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from attrs import evolve, field, frozen
@@ -276,24 +276,6 @@ def _levels(params: RuleParams) -> Iterator[tuple[str, str]]:
     if 2.0**-params.guard_pairs > params.guard_alpha:
         text = f"{params.guard_pairs} can never prove that a guard holds at {params.guard_alpha:g}"
         yield "guard_pairs", text
-    if not 0 < params.alpha < 1 or not 0 < params.alpha1 < 1:
-        return
-    shared = max(1, len(params.objectives))
-    if params.pairs is not None and 2.0**-params.pairs > params.alpha / shared:
-        yield (
-            "pairs",
-            f"{params.pairs} can never prove anything at alpha = {params.alpha:g} shared "
-            f"among {shared}; at least {math.ceil(-math.log2(params.alpha / shared))}",
-        )
-    for name, level, most in (
-        ("alpha1", params.alpha1, params.cap),
-        ("alpha2", params.confirm_level, int(1.5 * params.cap)),
-    ):
-        if 2.0**-most > level / shared:
-            yield (
-                name,
-                f"{level:g} shared among {shared} can never be reached within cap = {params.cap}",
-            )
 
 
 def _weights(params: RuleParams) -> Iterator[tuple[str, str]]:
@@ -329,6 +311,10 @@ class Rule(Protocol):
     @property
     def calibrated(self) -> bool:
         """Whether it decides by a plan that calibration pairs are needed for."""
+        ...
+
+    def problems(self, params: RuleParams) -> Iterable[tuple[str, str]]:
+        """Parameters under which it could never decide, each with what is wrong."""
         ...
 
     def decide(self, params: RuleParams, events: Sequence[Event]) -> "VerdictReached | NeedsMore":

@@ -44,6 +44,16 @@ class SignedRank:
     version: int = 1
     calibrated: bool = False
 
+    def problems(self, params: RuleParams) -> Iterator[tuple[str, str]]:
+        """See `Rule.problems`."""
+        shared = len(params.objectives)
+        if params.pairs is not None and 2.0**-params.pairs > params.alpha / shared:
+            yield (
+                "pairs",
+                f"{params.pairs} can never prove anything at alpha = {params.alpha:g} shared "
+                f"among {shared}; at least {math.ceil(-math.log2(params.alpha / shared))}",
+            )
+
     def decide(self, params: RuleParams, events: Sequence[Event]) -> VerdictReached | NeedsMore:
         """See `Rule.decide`."""
         gate = failed_gate(events)

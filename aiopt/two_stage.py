@@ -17,7 +17,7 @@ share no pair; `aiopt.budget` adds that up over the campaign.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from attrs import evolve, frozen
@@ -60,6 +60,17 @@ class TwoStage:
     id: str = "two-stage"
     version: int = 1
     calibrated: bool = True
+
+    def problems(self, params: RuleParams) -> Iterator[tuple[str, str]]:
+        """See `Rule.problems`."""
+        shared = len(params.objectives)
+        for name, level, most in (
+            ("alpha1", params.alpha1, params.cap),
+            ("alpha2", params.confirm_level, int(1.5 * params.cap)),
+        ):
+            if 2.0**-most > level / shared:
+                text = f"{level:g} shared among {shared} cannot be reached with cap = {params.cap}"
+                yield name, text
 
     def decide(self, params: RuleParams, events: Sequence[Event]) -> VerdictReached | NeedsMore:
         """See `Rule.decide`."""

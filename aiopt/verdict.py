@@ -16,6 +16,8 @@ from attrs import frozen
 
 from aiopt.budget import charge_of
 from aiopt.calibration import calibrate, calibration_of
+from aiopt.comparisons import COMPARISONS
+from aiopt.errors import ConfigError
 from aiopt.events import (
     Arm,
     CalibrationFailed,
@@ -30,6 +32,7 @@ from aiopt.events import (
     VerdictKind,
     VerdictReached,
 )
+from aiopt.other_tools import OtherTool
 from aiopt.pairs import pairs_by_purpose
 from aiopt.rules import NeedsMore, Rule, RuleParams, params_from
 from aiopt.signed_rank import SignedRank
@@ -44,16 +47,24 @@ __all__ = [
     "ProtocolCampaign",
     "ProtocolStepper",
     "ProtocolVerdict",
+    "check_rule",
     "decide",
     "next_pair",
+    "params_for",
     "protocol",
     "verdict_by",
 ]
 
 DEFAULT_RULE = "two-stage"
 
-RULES: Mapping[str, Rule] = {rule.id: rule for rule in (TwoStage(), SignedRank())}
-"""Every rule, by id."""
+_RULES: Sequence[Rule] = (
+    TwoStage(),
+    SignedRank(),
+    *(OtherTool(comparison) for comparison in COMPARISONS.values()),
+)
+
+RULES: Mapping[str, Rule] = {rule.id: rule for rule in _RULES}
+"""Every rule, by id: two of ours, then those of other tools."""
 
 T = TypeVar("T")
 
@@ -81,6 +92,32 @@ def decide(rule: str, params: RuleParams, events: Sequence[Event]) -> VerdictRea
         KeyError: no such rule.
     """
     return RULES[rule].decide(params, events)
+
+
+def params_for(rule: str, data: Mapping[str, Any]) -> RuleParams:
+    """The parameters of a rule, from what was logged or is to be.
+
+    Raises:
+        ConfigError: no such rule, unknown names, values out of range, or such under which the rule
+            could never decide.
+    """
+    check_rule(rule)
+    params = params_from(data)
+    check_rule(rule, params)
+    return params
+
+
+def check_rule(rule: str, params: RuleParams | None = None) -> None:
+    """Is there such a rule, and could it decide under these parameters?
+
+    Raises:
+        ConfigError: no.
+    """
+    if rule not in RULES:
+        raise ConfigError("rule", [("", f"no rule {rule!r}; there are {', '.join(RULES)}")])
+    problems = list(RULES[rule].problems(params)) if params is not None else []
+    if problems:
+        raise ConfigError(f"parameters of the rule {rule}", problems)
 
 
 def verdict_by(rule: str) -> Decider[VerdictReached]:
@@ -380,12 +417,13 @@ class ProtocolCampaign:
     """The rule `two-stage` on one cost: first the calibration, then any number of candidates."""
 
     def __init__(self, params: Mapping[str, Any], seed: int) -> None:
-        self.rule_params = params_from(
+        self.rule_params = params_for(
+            DEFAULT_RULE,
             {
                 "metrics": {_METRIC: {"role": "primary"}},
                 "workloads": {_WORKLOAD: {}},
                 **params,
-            }
+            },
         )
         self._seed = seed
         self._calibration: ProtocolStepper | None = None
