@@ -6,25 +6,34 @@ not measured has no number but a reason, so it can never outrank one that was.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from attrs import frozen
 
 from aiopt.events import Event
-from aiopt.pairs import composite, pairs_of
+from aiopt.pairs import composite, pairs_by_purpose
 from aiopt.rules import RuleParams
-from aiopt.stats import hodges_lehmann, interval
+from aiopt.stats import hodges_lehmann, interval, standard_error
 
 __all__ = ["Fitness", "Unmeasured", "fitness_of"]
 
 
 @frozen(kw_only=True)
 class Fitness:
-    """A log cost ratio (positive is better) with its 95 % interval."""
+    """A log cost ratio (positive is better) with its 95 % interval.
+
+    Estimates of a screen are good enough to search by, with their standard error in mind. They are
+    biased by the stopping, and the incumbent never changes because of one.
+    """
 
     value: float
     low: float
     high: float
+    se: float
+    """Standard error; infinite for a single pair."""
     pairs: int
+    stage: Literal["screen", "confirm"]
+    """Which pairs it is made of; those of the confirmation, where there are any, are unbiased."""
     missing: tuple[str, ...]
     """Metrics with a weight that this candidate was not measured on; the others were renormalised.
     """
@@ -41,10 +50,14 @@ def fitness_of(
     params: RuleParams, facts: Sequence[Event], weights: Mapping[str, float]
 ) -> Fitness | Unmeasured:
     """The fitness of one experiment on the pairs of its main workloads."""
+    measured = pairs_by_purpose(facts)
+    stage: Literal["screen", "confirm"] = (
+        "confirm" if any(purpose == "confirm" for purpose, _ in measured) else "screen"
+    )
     differences: list[float] = []
     missing: set[str] = set()
     for workload in params.main:
-        pairs = pairs_of(facts, "screen", workload)
+        pairs = measured.get((stage, workload), ())
         if not pairs:
             continue
         present = {
@@ -65,6 +78,8 @@ def fitness_of(
         value=hodges_lehmann(differences),
         low=low,
         high=high,
+        se=standard_error(differences),
+        stage=stage,
         pairs=len(differences),
         missing=tuple(sorted(missing)),
     )
