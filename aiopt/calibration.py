@@ -25,7 +25,7 @@ from aiopt.planning import (
 )
 from aiopt.rules import NeedsMore, Objective, RuleParams
 from aiopt.sequential import Stage, take
-from aiopt.stats import mad_sd, percent
+from aiopt.stats import mad_sd, percent, smallest_n
 
 __all__ = [
     "REFRESH_PAIRS",
@@ -206,7 +206,7 @@ def guard_plan(
     """Pairs of the first look at a guard, and whether those would show that it holds."""
     pairs = calibration_pairs(params, measured, workload)
     d = differences(pairs, metric, params.metrics[metric].direction)
-    least = math.ceil(-math.log2(params.guard_first))
+    least = smallest_n(params.guard_first)
     if not d:
         return least, True
     n, reached = plan_guard(

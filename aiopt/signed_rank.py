@@ -7,7 +7,6 @@ rejects "better by at most `delta0`" at `alpha` shared among the primaries (Bonf
 the primaries that did not improve, are non-inferiority tests on the same pairs.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,7 +25,7 @@ from aiopt.guards import (
 )
 from aiopt.pairs import Pair, composite, differences, effect_of, needs, pairs_by_purpose
 from aiopt.rules import NeedsMore, RuleParams
-from aiopt.stats import best_case_p, signed_rank_p, upper_bound
+from aiopt.stats import best_case_p, signed_rank_p, smallest_n, upper_bound
 
 __all__ = ["SignedRank"]
 
@@ -51,7 +50,7 @@ class SignedRank:
             yield (
                 "pairs",
                 f"{params.pairs} can never prove anything at alpha = {params.alpha:g} shared "
-                f"among {shared}; at least {math.ceil(-math.log2(params.alpha / shared))}",
+                f"among {shared}; at least {smallest_n(params.alpha / shared)}",
             )
 
     def decide(self, params: RuleParams, events: Sequence[Event]) -> VerdictReached | NeedsMore:
@@ -193,7 +192,7 @@ def _planned(params: RuleParams) -> int:
     """As given, or 8, or what the shared level needs."""
     if params.pairs is not None:
         return params.pairs
-    return max(_PAIRS, math.ceil(-math.log2(_level(params))))
+    return max(_PAIRS, smallest_n(_level(params)))
 
 
 def _hopeless(params: RuleParams, screens: Mapping[str, Sequence[Pair]], planned: int) -> bool:
