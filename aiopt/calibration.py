@@ -12,7 +12,16 @@ from statistics import median
 from attrs import frozen
 
 from aiopt.events import CalibrationFailed, CalibrationMeasured, Event, PairPurpose
-from aiopt.pairs import Pair, composite, differences, log_costs, needs, pairs_by_purpose
+from aiopt.pairs import (
+    Pair,
+    composite,
+    differences,
+    log_costs,
+    needs,
+    pairs_by_purpose,
+    rounded,
+    ten_digits,
+)
 from aiopt.planning import (
     Noise,
     Plan,
@@ -273,15 +282,15 @@ def _reported(params: RuleParams, each: _Diagnosed) -> CalibrationMeasured:
         workload=calibrated.objective.workload,
         metric=calibrated.objective.metric,
         pairs=noise.pairs,
-        sd_pair=noise.sd_pair,
-        delta0=calibrated.delta0,
-        mei_eff=plan.mei_eff,
+        sd_pair=ten_digits(noise.sd_pair),
+        delta0=ten_digits(calibrated.delta0),
+        mei_eff=ten_digits(plan.mei_eff),
         n1=plan.n1,
         n2=plan.n2,
         pairs_for_mei=pairs_to_prove(plan, params.mei, calibrated.delta0),
-        autocorrelation=noise.autocorrelation,
-        order_effect_p=noise.order_effect_p,
-        layout_sd=each.layout_sd,
+        autocorrelation=ten_digits(noise.autocorrelation),
+        order_effect_p=ten_digits(noise.order_effect_p),
+        layout_sd=rounded(each.layout_sd),
         warnings=tuple(_warnings(params, each)),
     )
 
@@ -339,14 +348,14 @@ def _guard_reported(
         metric=metric,
         role="guard",
         pairs=len(d),
-        sd_pair=noise.sd_pair,
+        sd_pair=ten_digits(noise.sd_pair),
         delta0=0.0,
-        mei_eff=math.log1p(margin),
+        mei_eff=ten_digits(math.log1p(margin)),
         n1=0,
         n2=n,
         pairs_for_mei=n,
-        autocorrelation=noise.autocorrelation,
-        order_effect_p=noise.order_effect_p,
+        autocorrelation=ten_digits(noise.autocorrelation),
+        order_effect_p=ten_digits(noise.order_effect_p),
         warnings=() if reached else (warning,),
     )
 

@@ -22,6 +22,7 @@ __all__ = [
     "pairs_by_purpose",
     "pairs_of",
     "rounded",
+    "ten_digits",
 ]
 
 
@@ -115,11 +116,14 @@ def log_costs(
     return found
 
 
-def rounded(value: float | None) -> float | None:
-    """Ten significant digits, and no infinities: verdicts are compared byte for byte."""
-    if value is None or not math.isfinite(value):
-        return None
+def ten_digits(value: float) -> float:
+    """As decisions are logged: they are compared byte for byte, on other machines too."""
     return float(f"{value:.10g}")
+
+
+def rounded(value: float | None) -> float | None:
+    """Ten significant digits, and no infinities."""
+    return None if value is None or not math.isfinite(value) else ten_digits(value)
 
 
 def effect_of(

@@ -78,11 +78,11 @@ class StageProgress:
                 workload=workload,
                 metric=metric,
                 pairs=look.k,
-                p=look.p,
-                level=look.level,
-                used=look.used,
-                effect=look.effect,
-                sd=look.sd,
+                p=ten_digits(look.p),
+                level=ten_digits(look.level),
+                used=ten_digits(look.used),
+                effect=ten_digits(look.effect),
+                sd=ten_digits(look.sd),
                 action=look.action,
             )
 
