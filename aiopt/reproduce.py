@@ -11,7 +11,7 @@ from attrs import frozen
 from aiopt.audit import ablation_of, audit_of
 from aiopt.calibration import calibration_of
 from aiopt.codec import encode
-from aiopt.events import CalibrationFailed, Event
+from aiopt.events import Event
 from aiopt.replay import CampaignState, ExperimentState, LogState
 from aiopt.rules import NeedsMore
 from aiopt.verdict import RULES
@@ -89,9 +89,8 @@ def _decisions(
         yield experiment.looks, list(rule.looks(params, events))
     if experiment.calibration or experiment.failure is not None:
         outcome = calibration_of(params, events)
-        failed = isinstance(outcome, CalibrationFailed | NeedsMore)
         logged: Decision = experiment.failure or experiment.calibration
-        yield logged, outcome if failed else list(outcome)
+        yield logged, list(outcome) if isinstance(outcome, tuple) else outcome
     if experiment.audit is not None:
         audit = experiment.audit
         yield audit, audit_of(audit.baseline, audit.final)(params, events)

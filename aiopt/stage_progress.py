@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from attrs import frozen
 
 from aiopt.events import LookTaken, PairPurpose
-from aiopt.pairs import Pair, composite, needs
+from aiopt.pairs import Pair, composite, needs, ten_digits
 from aiopt.rules import NeedsMore, Objective, RuleParams
 from aiopt.sequential import Stage, StageResult, take
 
