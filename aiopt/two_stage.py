@@ -8,7 +8,9 @@ machine, and the signed-rank tests hold their levels exactly.
 2. The *screen* is a sequential test of every objective (`aiopt.sequential`), each at its share of
    `alpha1`. It ends most candidates without effect after four to six pairs.
 3. The *confirmation* tests the objectives that passed, on fresh pairs. Reported effects and
-   intervals come from these pairs alone, so the luck that chose the candidate is not in them.
+   intervals come from these pairs alone, so the luck that chose the candidate is not in them. Its
+   size may depend on the screen, whose pairs it does not share: where the screen shows that the
+   gain is large, fewer pairs have the same power.
 4. *Guards* (`aiopt.guards`) are tested on the confirmation's pairs, guard workloads on pairs of
    their own. What stays unresolved buys more pairs once.
 
@@ -48,7 +50,7 @@ from aiopt.planning import pairs_to_prove, replan_confirmation
 from aiopt.rules import NeedsMore, Objective, RuleParams
 from aiopt.sequential import Stage
 from aiopt.stage_progress import StageProgress, advance
-from aiopt.stats import signed_rank_p, upper_bound
+from aiopt.stats import lower_bound, signed_rank_p, upper_bound
 
 __all__ = ["TwoStage"]
 
@@ -212,39 +214,61 @@ class _Course:
         if screen.passed:
             confirms = {name: measured.get(("confirm", name), ()) for name in params.main}
             alpha2 = confirm_level_of(params, ordinal)
-            entered = {key: plans[key] for key in plans if key in screen.passed}
             stages = {
-                key: _confirmation(params, measured, each, alpha2, len(entered))
-                for key, each in entered.items()
+                key: _confirmation(params, measured, each, alpha2, screen)
+                for key, each in plans.items()
+                if key in screen.passed
             }
             confirm = advance(params, "confirm", confirms, stages)
         return cls(params, measured, plans, screen, confirm)
 
 
 def _confirmation(
-    params: RuleParams, measured: Measured, calibrated: Calibrated, alpha2: float, entered: int
+    params: RuleParams,
+    measured: Measured,
+    calibrated: Calibrated,
+    alpha2: float,
+    screen: StageProgress,
 ) -> Stage:
-    """The confirmation of one objective, whose level all that entered share."""
-    n2, plan = calibrated.plan.n2, calibrated.plan
-    if alpha2 < params.confirm_level:
-        objective = calibrated.objective
+    """The confirmation of one objective, whose level all that passed the screen share.
+
+    It is planned for the effect that exceeds `mei_eff` with 95 % confidence, and no smaller than
+    the guards need.
+    """
+    plan, objective = calibrated.plan, calibrated.objective
+    proved = lower_bound(screen.differences(objective), 0.95)
+    n2 = plan.n2
+    if alpha2 < params.confirm_level or proved > plan.mei_eff:
         pairs = calibration_pairs(params, measured, objective.workload)
-        n2 = replan_confirmation(
+        planned = replan_confirmation(
             composite(pairs, objective.weights, params) or [],
-            shift=plan.mei_eff - calibrated.delta0,
+            shift=max(plan.mei_eff, proved) - calibrated.delta0,
             alpha2=alpha2 / len(params.objectives),
             power=params.power,
             cap=params.cap,
             boot=params.boot,
         )
+        least = _pairs_for_guards(params, measured, objective.workload, plan.n2)
+        n2 = max(planned, least) if alpha2 < params.confirm_level else max(min(n2, planned), least)
     return Stage(
         n=n2,
-        alpha=alpha2 / entered,
+        alpha=alpha2 / len(screen.passed),
         first=n2,
         delta0=calibrated.delta0,
         mei=plan.mei_eff,
         sd_pair=calibrated.sd_pair,
     )
+
+
+def _pairs_for_guards(params: RuleParams, measured: Measured, workload: str, most: int) -> int:
+    """Pairs with which the guards of a main workload hold if nothing changes; `most` at the most,
+    since those that stay unresolved buy more.
+    """
+    sizes = [
+        guard_plan(params, measured, name, workload, margin, most)[0]
+        for name, margin in main_margins(params).items()
+    ]
+    return min(most, max(sizes, default=0))
 
 
 # ---- effects ----
@@ -317,7 +341,7 @@ def _guards(
     What stays unresolved buys as many pairs more as the confirmation was planned with.
     """
     params, measured = course.params, course.measured
-    extra = max(stage.n for stage in confirm.stages.values())
+    extra = max(course.plans[key].plan.n2 for key in confirm.stages)
     effects: list[Effect] = []
     for workload, pairs in confirm.pairs.items():
         more = measured.get(("guard", workload), ())[:extra]
