@@ -120,6 +120,8 @@ class Campaign:
         )
         self._evaluator = Evaluator(self._lab, blobs=blobs, profilers=plug.profilers)
         self._why_no_more = "nothing is left to do"
+        self._was_finished: str | None = None
+        """Why the campaign had been finished before it was opened again."""
 
     @property
     def state(self) -> CampaignState:
@@ -144,8 +146,7 @@ class Campaign:
 
     async def _start(self) -> None:
         settings = self._settings
-        params = rule_params(self._target, settings)
-        params_for(settings.rule, params)
+        params = params_for(settings.rule, rule_params(self._target, settings))
         base_commit, base_tree = await self._bench.import_source()
         observed = dict(await self._plug.backend.observe())
         self._journal.stream = stream = self._journal.new_stream("cmp")
@@ -161,7 +162,7 @@ class Campaign:
                 config=unstructure(settings),
                 rule=settings.rule,
                 rule_version=RULES[settings.rule].version,
-                rule_params=params,
+                rule_params=unstructure(params),  # complete: defaults may change, the log may not
                 seed=settings.seed,
                 environment=settings.environment,
                 plugins=self._plug.used,
@@ -172,6 +173,7 @@ class Campaign:
 
     async def _resume(self, stream: str, killed: int) -> None:
         self._journal.stream = stream
+        self._was_finished = self.state.finished
         started = self.state.started
         if started.target_digest != self._bench.harness_digest:
             raise ConfigError(
@@ -231,20 +233,30 @@ class Campaign:
     async def audit(self, *, anew: bool = False) -> None:
         """The incumbent against the baseline on fresh pairs, then without each of its patches.
 
+        A campaign that was finished is finished afterwards, also if this is interrupted.
+
         Raises:
             ConfigError: nothing was kept, so there is nothing to audit.
             Unfit, BaselineFailed, IncumbentFailed: nothing can be measured.
         """
+        try:
+            self._check_kept()
+            with self._interruption_logged():
+                await self._evaluator.baseline()
+                await ensure_calibrated(self._lab)
+                await audit(self._lab, anew=anew)
+                await ablate(self._lab)
+        finally:
+            if self._was_finished is not None:
+                finished = CampaignFinished(reason=self._was_finished)
+                self._journal.emit(self._journal.stream, finished)
+
+    def _check_kept(self) -> None:
         if not self.state.kept:
             raise ConfigError(
                 self._journal.stream,
                 [("", "nothing was kept: the final source is the unmodified one")],
             )
-        with self._interruption_logged():
-            await self._evaluator.baseline()
-            await ensure_calibrated(self._lab)
-            await audit(self._lab, anew=anew)
-            await ablate(self._lab)
 
     async def judge(self, patch: Patch) -> ProposalState:
         """Evaluate one patch on top of the incumbent; the campaign stays open for more.

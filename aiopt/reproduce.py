@@ -5,8 +5,9 @@ consequences, and must follow, byte for byte, from the pairs.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
-from attrs import frozen
+from attrs import fields, frozen, has
 
 from aiopt.audit import ablation_of, audit_of
 from aiopt.calibration import calibration_of
@@ -24,6 +25,8 @@ class Contradiction:
     """A decision that does not follow from the events."""
 
     experiment: str
+    differs: str
+    """Which fields of which event; or what there is instead of it."""
     logged: str
     """The type of the event, and what it says."""
     recomputed: str
@@ -54,6 +57,7 @@ def reproduce(state: LogState) -> Reproduction:
                     contradictions.append(
                         Contradiction(
                             experiment=experiment.stream,
+                            differs=_difference(logged, recomputed),
                             logged=_text(logged),
                             recomputed=_text(recomputed),
                         )
@@ -97,6 +101,15 @@ def _decisions(
     if experiment.ablation is not None and experiment.ablation.separable:
         ablation = experiment.ablation
         yield ablation, ablation_of(ablation.final, ablation.without)(params, events)
+
+
+def _difference(logged: Decision, recomputed: Decision) -> str:
+    kind: Any = type(logged)
+    name = kind.__name__
+    if kind is not type(recomputed) or not has(kind):
+        return f"{name} instead of: {_text(recomputed)[:80]}"
+    found = [f.name for f in fields(kind) if getattr(logged, f.name) != getattr(recomputed, f.name)]
+    return f"{name} differs in {', '.join(found)}"
 
 
 def _text(decision: Decision) -> str:

@@ -211,7 +211,7 @@ def params_from(data: Mapping[str, Any]) -> RuleParams:
     Raises:
         ConfigError: unknown or missing names, or values out of range.
     """
-    params = structure(data, RuleParams, "rule parameters")
+    params = _in_order(structure(data, RuleParams, "rule parameters"))
     problems = [
         *_ranges(params),
         *_levels(params),
@@ -220,6 +220,16 @@ def params_from(data: Mapping[str, Any]) -> RuleParams:
     if problems:
         raise ConfigError("rule parameters", problems)
     return params
+
+
+def _in_order(params: RuleParams) -> RuleParams:
+    """By name: a log does not keep the order of the target's tables, and coins depend on it."""
+    return evolve(
+        params,
+        metrics=dict(sorted(params.metrics.items())),
+        workloads=dict(sorted(params.workloads.items())),
+        weights=dict(sorted(params.weights.items())),
+    )
 
 
 def _ranges(params: RuleParams) -> Iterator[tuple[str, str]]:
@@ -297,6 +307,8 @@ class NeedsMore:
     """Workload to the number of valid pairs of this purpose that it should have, all in all."""
     missing: int
     """Valid pairs that are missing until then."""
+    maybe_fewer: bool = False
+    """Whether any pair before that may decide, so that one asks again after each."""
 
 
 class Rule(Protocol):

@@ -7,12 +7,13 @@ from tempfile import TemporaryDirectory
 import click
 
 from aiopt.cli._options import Places, as_json, results
-from aiopt.cli._places import find_log
-from aiopt.cli._text import print_json
+from aiopt.cli._places import find_log, read_state
+from aiopt.cli._text import print_json, short
 from aiopt.errors import ConfigError
 from aiopt.logfile import rows
 from aiopt.merge import import_jsonl
 from aiopt.merge import merge as merge_logs
+from aiopt.reproduce import Reproduction, reproduce
 from aiopt.verify import Problem, Report
 from aiopt.verify import verify as verify_log
 from aiopt.views import to_json
@@ -46,6 +47,8 @@ def verify(
 ) -> None:
     """Check that a log is what was once written: hash chains, gaps, payloads, blobs.
 
+    Every decision in it is made anew from the pairs, and must come out the same.
+
     Whoever can write the file can also write all of it anew: only a head that was published
     elsewhere shows that. Exit code 1 if anything is wrong, with every problem.
 
@@ -57,12 +60,13 @@ def verify(
     path = find_log(log, results)
     full, bare = _expected(expected)
     report = verify_log(path, expect_head=full)
-    problems = [*report.problems, *_absent(path, bare)]
+    decided = None if report.problems or report.unknown else reproduce(read_state(path))
+    problems = [*report.problems, *_absent(path, bare), *_contradictions(decided)]
     if as_json:
-        data = to_json(report)
+        data = {**to_json(report), "decisions": to_json(decided)}
         print_json({**data, "ok": not problems, "problems": problems})
     else:
-        _print(report, problems, head)
+        _print(report, problems, decided, head)
     ctx.exit(1 if problems else 0)
 
 
@@ -95,7 +99,20 @@ def _absent(path: Path, hashes: list[str]) -> list[Problem]:
     ]
 
 
-def _print(report: Report, problems: list[Problem], head: bool) -> None:
+def _contradictions(decided: Reproduction | None) -> list[Problem]:
+    return [
+        Problem(
+            kind="decision",
+            stream=found.experiment,
+            text=f"{short(found.experiment)} does not follow from its events: {found.differs}",
+        )
+        for found in (decided.contradictions if decided else ())
+    ]
+
+
+def _print(
+    report: Report, problems: list[Problem], decided: Reproduction | None, head: bool
+) -> None:
     for problem in problems:
         click.echo(f"{problem.kind}: {problem.text}")
     for name, count in sorted(report.unknown.items()):
@@ -103,7 +120,11 @@ def _print(report: Report, problems: list[Problem], head: bool) -> None:
     if head:
         for writer, (number, hash_) in sorted(report.heads.items()):
             click.echo(f"{writer}:{number}:{hash_}")
+    for experiment, reason in decided.not_checked if decided else ():
+        click.echo(f"{short(experiment)} was not decided anew: {reason}")
     what = f"{report.events} events in {report.streams} streams, {report.blobs} blobs"
+    if decided is not None:
+        what = f"{what}, {decided.decisions} decisions made anew"
     end = f"{len(problems)} problems" if problems else "all as it was written"
     click.echo(f"{report.path}: {what}: {end}", err=head and not problems)
 
