@@ -25,7 +25,7 @@ from aiopt.rules import VoidRules
 from aiopt.settings import Settings
 from aiopt.target import Target
 from aiopt.verdict import RULES, Decider, Judge
-from aiopt.voiding import rules_in_force, too_many
+from aiopt.voiding import WINDOW, rules_in_force, too_many
 from aiopt.workbench import Workbench
 
 __all__ = ["Change", "Laboratory", "Unfit"]
@@ -211,10 +211,10 @@ class Laboratory:
             Unfit: after six pauses it is no better.
         """
         self._voided.append(void)
-        if not too_many(self._voided):
-            self._pauses = 0 if not void else self._pauses
+        recent = self._voided[-WINDOW:]
+        if not too_many(recent):
+            self._pauses = 0 if len(recent) == WINDOW else self._pauses
             return
-        recent = self._voided[-25:]
         reason = f"{sum(recent)} of the last {len(recent)} pairs were void by the machine's state"
         if self._pauses >= _PAUSES:
             unfit = MachineUnfit(reason=reason, voided=sum(recent), scheduled=len(recent))

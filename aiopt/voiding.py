@@ -13,12 +13,12 @@ from attrs import evolve, frozen
 from aiopt.pairs import Pair
 from aiopt.rules import VoidRules
 
-__all__ = ["Void", "rules_in_force", "too_many", "void_of"]
+__all__ = ["WINDOW", "Void", "rules_in_force", "too_many", "void_of"]
 
 Covariates = Mapping[str, float]
 
 _TICKS_PER_SECOND = 100  # of /proc/stat: USER_HZ, which the kernel promises to user space
-_WINDOW = 25
+WINDOW = 25
 _MOST = 0.2
 
 
@@ -97,4 +97,4 @@ def _in_time(pair: Pair) -> tuple[Covariates, Covariates]:
 
 def too_many(voided: Sequence[bool]) -> bool:
     """Whether more than a fifth of the last 25 scheduled pairs were voided by the machine."""
-    return sum(voided[-_WINDOW:]) > _MOST * _WINDOW
+    return sum(voided[-WINDOW:]) > _MOST * WINDOW
