@@ -1,22 +1,24 @@
 """The few functions that a script or a notebook needs, synchronous; `aiopt` itself exports them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
+from attrs import fields, has
 
 from aiopt.campaign import Observer, open_campaign
+from aiopt.config import unstructure
 from aiopt.errors import ConfigError
 from aiopt.log import Log
 from aiopt.replay import LogState, Rescored, fold
 from aiopt.replay import rescore as rescore_campaign
+from aiopt.rules import RuleParams, params_from
 from aiopt.settings import Settings
-from aiopt.verdict import RULES
 from aiopt.views import Summary, summary
 
-__all__ = ["load_state", "rescore", "run"]
+__all__ = ["load_state", "merged", "rescore", "rule_parameters", "run", "with_changes"]
 
 
 def run(
@@ -36,7 +38,7 @@ def run(
     Raises:
         ConfigError: the target or the settings have problems.
         ConcurrentWriteError: another process is working on this log.
-        BaselineFailed, IncumbentFailed: nothing can be measured.
+        BaselineFailed, IncumbentFailed, Unfit: nothing can be measured.
     """
     return anyio.run(
         partial(
@@ -67,14 +69,15 @@ def rescore(
     campaign: str | None = None,
     weights: Mapping[str, float] | None = None,
     rule: str | None = None,
+    changes: Mapping[str, Any] | None = None,
 ) -> Rescored:
-    """What the same measurements would have led to under other weights or another rule.
+    """What the same measurements would have led to under other weights, rules or parameters.
 
-    See `aiopt.replay.rescore`.
-    `campaign` is a stream; without it, the latest one.
+    See `aiopt.replay.rescore`. `campaign` is a stream; without it, the latest one. `changes` are
+    parameters of the rule by name, such as `{"mei": 0.05, "layout.rotate": 0}`.
 
     Raises:
-        ConfigError: no such campaign, rule or metric.
+        ConfigError: no such campaign, rule, parameter or metric.
         LogError: there is no log, or it is damaged.
     """
     campaigns = load_state(log).campaigns
@@ -84,7 +87,46 @@ def rescore(
     if stream not in campaigns:
         known = ", ".join(campaigns)
         raise ConfigError(str(log), [("campaign", f"{stream!r} is not there; there are {known}")])
-    if rule is not None and rule not in RULES:
-        known = ", ".join(sorted(RULES))
-        raise ConfigError("rule", [("", f"no rule {rule!r}; there are {known}")])
-    return rescore_campaign(campaigns[stream], weights=weights, rule=rule)
+    found = campaigns[stream]
+    params = with_changes(found.params, changes) if changes else None
+    return rescore_campaign(found, weights=weights, rule=rule, params=params)
+
+
+# ---- parameters of a rule by their names ----
+
+
+def rule_parameters() -> tuple[str, ...]:
+    """Those that are plain numbers or truth values, parts of a table as `table.name`."""
+    return tuple(sorted(_parameters(RuleParams)))
+
+
+def _parameters(kind: type[Any], prefix: str = "") -> Iterator[str]:
+    for attribute in fields(kind):
+        name, default = f"{prefix}{attribute.name}", attribute.default
+        if has(type(default)):
+            yield from _parameters(type(default), f"{name}.")
+        elif default is None or isinstance(default, int | float):
+            yield name
+
+
+def merged(options: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Options, as a table of `aiopt.toml` has them, with changes by name on top."""
+    found = dict(options)
+    for name, value in changes.items():
+        table, _, inner = name.partition(".")
+        found[table] = {**found.get(table, {}), inner: value} if inner else value
+    return found
+
+
+def with_changes(params: RuleParams, changes: Mapping[str, Any]) -> RuleParams:
+    """The same parameters but for these.
+
+    Raises:
+        ConfigError: there is no parameter of such a name, or they make no sense together.
+    """
+    unknown = sorted(changes.keys() - set(rule_parameters()))
+    if unknown:
+        known = ", ".join(rule_parameters())
+        problem = f"no parameter {', '.join(unknown)}; there are {known}"
+        raise ConfigError("rule parameters", [("", problem)])
+    return params_from(merged(unstructure(params), changes))

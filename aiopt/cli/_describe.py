@@ -1,10 +1,15 @@
 """One line of text for each kind of event."""
 
+import math
+
 from aiopt.cli._text import duration, effects_text, one_line, short
 from aiopt.events import (
+    AblationMeasured,
     ArtifactBuilt,
     AuditMeasured,
     BudgetSpent,
+    CalibrationFailed,
+    CalibrationMeasured,
     CampaignFinished,
     CampaignInterrupted,
     CampaignResumed,
@@ -20,6 +25,10 @@ from aiopt.events import (
     GateFailed,
     GatePassed,
     IncumbentChanged,
+    LevelCharged,
+    LookTaken,
+    MachineUnfit,
+    MeasuringPaused,
     MetricUnreadable,
     PairScheduled,
     PairVoided,
@@ -30,6 +39,7 @@ from aiopt.events import (
     StageStarted,
     VerdictReached,
 )
+from aiopt.stats import percent
 from aiopt.views import effect_view, primary_effects
 
 __all__ = ["describe"]
@@ -37,7 +47,9 @@ __all__ = ["describe"]
 
 def describe(event: Event) -> str:
     """What the event says, on one line; everything is in `aiopt log --json`."""
-    return one_line(_campaign(event) or _stage(event) or _measurement(event) or _fields(event))
+    parts = (_campaign, _stage, _measurement, _statistics)
+    found = next((text for text in (part(event) for part in parts) if text), "")
+    return one_line(found or _fields(event))
 
 
 def _campaign(event: Event) -> str:
@@ -112,9 +124,46 @@ def _measurement(event: Event) -> str:
         case ProfilerUnavailable():
             return f"{event.profiler} {event.status.replace('_', ' ')}: {event.reason}"
         case VerdictReached():
-            return f"{event.kind.replace('_', ' ')}: {_effects(event.effects) or event.reason}"
+            biased = event.stage == "screen"
+            text = _effects(event.effects, biased=biased) or event.reason
+            needs = f"; about {event.needs} pairs would tell" if event.needs else ""
+            return f"{event.kind.replace('_', ' ')}: {text}{needs}"
         case AuditMeasured():
             return f"{event.final} against {event.baseline}: {_effects(event.effects)}"
+        case AblationMeasured():
+            state = "supported" if event.supported else "unsupported"
+            if not event.separable:
+                return f"{event.final} without {event.without[:12]}: not separable: {event.detail}"
+            return f"{event.final} without {event.without[:12]}, {state}: {_effects(event.effects)}"
+        case _:
+            return ""
+
+
+def _statistics(event: Event) -> str:
+    match event:
+        case CalibrationMeasured():
+            plan = (
+                f"{event.n2} pairs show that it holds within {math.expm1(event.mei_eff):.0%}"
+                if event.role == "guard"
+                else f"{percent(event.mei_eff):.1%} can be proved with {event.n1} + {event.n2}"
+            )
+            warnings = "".join(f"; {warning}" for warning in event.warnings)
+            name = f"{event.metric} ({event.workload})"
+            return f"{name}: pairs differ by {event.sd_pair:.2%}, {plan}{warnings}"
+        case CalibrationFailed():
+            return f"{event.cause.replace('_', ' ')}: {event.detail}"
+        case MeasuringPaused():
+            return f"for {duration(event.seconds)}: {event.reason}"
+        case MachineUnfit():
+            return event.reason
+        case LevelCharged():
+            spent = f"spent {event.spent:.3g}, left {event.left:.3g}"
+            return f"#{event.number} is charged {event.charged:.2g}: {spent}"
+        case LookTaken():
+            name = f"{event.purpose} {event.metric} ({event.workload})"
+            p = f"p {event.p:.2g} of {event.level:.2g}"
+            effect = f"effect {event.effect:+.4f}, sd {event.sd:.4f}"
+            return f"{name} after {event.pairs} pairs: {p}, {effect}: {event.action}"
         case _:
             return ""
 
@@ -124,8 +173,8 @@ def _pair(event: PairScheduled | RunMeasured | PairVoided | MetricUnreadable) ->
     return f"{event.purpose} {event.workload} {event.index}{again}"
 
 
-def _effects(effects: tuple[Effect, ...]) -> str:
-    return effects_text(primary_effects(effect_view(effect) for effect in effects))
+def _effects(effects: tuple[Effect, ...], *, biased: bool = False) -> str:
+    return effects_text(primary_effects(effect_view(effect, biased=biased) for effect in effects))
 
 
 def _fields(event: Event) -> str:

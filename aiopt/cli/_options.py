@@ -7,7 +7,16 @@ from typing import Any, TypeVar
 
 import click
 
-__all__ = ["Places", "as_json", "budget", "numbers", "results", "settings_options"]
+__all__ = [
+    "Places",
+    "as_json",
+    "budget",
+    "numbers",
+    "parameters",
+    "results",
+    "set_option",
+    "settings_options",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -49,6 +58,42 @@ def numbers(
     return found
 
 
+def parameters(
+    ctx: click.Context, param: click.Parameter, value: tuple[str, ...]
+) -> dict[str, bool | int | float]:
+    """`name=value,name=value`, several times: numbers, or `true` and `false`."""
+    found: dict[str, bool | int | float] = {}
+    for part in (part for text in value for part in text.split(",")):
+        name, _, text = (word.strip() for word in part.partition("="))
+        if name in found or not name:
+            raise click.BadParameter(f"{part!r}: every name once")
+        found[name] = _value(part, text)
+    return found
+
+
+def _value(part: str, text: str) -> bool | int | float:
+    if text in ("true", "false"):
+        return text == "true"
+    try:
+        return int(text) if re.fullmatch(r"[+-]?[0-9]+", text) else float(text)
+    except ValueError:
+        raise click.BadParameter(
+            f"{part!r}: expected name=value, separated by commas; a value is a number, true or "
+            "false"
+        ) from None
+
+
+def set_option(command: F) -> F:
+    """`--set`."""
+    return click.option(
+        "--set",
+        multiple=True,
+        callback=parameters,
+        metavar="NAME=VALUE,…",
+        help="Parameters of the rule, such as mei=0.05,void.psi=0.",
+    )(command)
+
+
 def results(command: F) -> F:
     """`--results DIR`."""
     return click.option(
@@ -72,14 +117,20 @@ def settings_options(command: F) -> F:
     """What `aiopt.toml` says too; the command line wins."""
     for option in reversed(
         (
-            click.option("--env", "environment", metavar="NAME", help="Where to run.  [local]"),
+            click.option("--env", metavar="NAME", help="Where to run.  [local]"),
             click.option("--mode", type=click.Choice(["fast", "full"]), help="full: profile too."),
             click.option("--seed", type=click.IntRange(min=0), help="Of every random choice."),
+            click.option("--rule", metavar="NAME", help="What decides.  [two-stage]"),
+            set_option,
             click.option(
-                "--pairs", type=click.IntRange(min=2), help="Pairs of runs for each workload."
+                "--pairs",
+                type=click.IntRange(min=2),
+                help="Pairs for each workload, where the rule does not plan them itself.",
             ),
             click.option(
-                "--alpha", type=float, help="Probability of a false keep, for one candidate."
+                "--alpha",
+                type=float,
+                help="Of --rule signed-rank: probability of a false keep, for one candidate.",
             ),
             click.option(
                 "--config",

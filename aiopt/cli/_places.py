@@ -18,6 +18,7 @@ __all__ = [
     "latest",
     "local_targets",
     "log_of",
+    "places_of",
     "read_state",
     "target_of_log",
 ]
@@ -107,6 +108,22 @@ def target_of_log(log: Path, name: str) -> Path:
             f"{log} belongs to the target {name!r}, which is not below ./targets: "
             f"give its folder, as in `aiopt resume FOLDER --results {log.parent.parent}`"
         ) from None
+
+
+def places_of(typed: str, log: Path, campaign: CampaignState) -> tuple[Path, Path]:
+    """The target's folder and the results' of a campaign that is to go on.
+
+    The folder is what was typed, if that is one, else found by the name in the log.
+
+    Raises:
+        click.UsageError: there is no such target, or the log is in no place to go on in.
+    """
+    name, home = campaign.started.target, log.parent.parent
+    is_folder = (Path(typed) / "target.toml").is_file()
+    folder = Path(typed) if is_folder else target_of_log(log, name)
+    if log != home / name / "events.db":
+        raise click.UsageError(f"{log}: a log that goes on must be RESULTS/{name}/events.db")
+    return folder, home
 
 
 def read_state(log: Path) -> LogState:

@@ -7,21 +7,23 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, TextIO
+from typing import TextIO
 
 from attrs import define, field
 
-from aiopt.audit import ablation_of, audit_of
-from aiopt.calibration import calibration_of
+from aiopt.cli._report import calibration_lines
 from aiopt.cli._text import duration, effects_text, is_terminal, one_line, short, status_text
 from aiopt.events import (
+    AblationMeasured,
     AuditMeasured,
     CampaignResumed,
     CampaignStarted,
     CandidateRejected,
     ExperimentFinished,
     ExperimentStarted,
+    MeasuringPaused,
     PairScheduled,
+    PairVoided,
     ProfilerUnavailable,
     Recorded,
     RunMeasured,
@@ -29,33 +31,22 @@ from aiopt.events import (
     StageStarted,
 )
 from aiopt.replay import CampaignState, ExperimentState
-from aiopt.rules import NeedsMore
-from aiopt.verdict import Decider, verdict_by
-from aiopt.views import candidate_row, estimates, pair_table
+from aiopt.views import (
+    ProgressView,
+    audit_view,
+    calibration_view,
+    candidate_row,
+    effect_view,
+    estimates,
+    left_out,
+    primary_effects,
+    progress_view,
+)
 
-__all__ = ["Progress", "pairs_left"]
+__all__ = ["Progress"]
 
 _PLAIN_SECONDS = 10.0
 _WAITING_SECONDS = 2.0
-
-
-def pairs_left(campaign: CampaignState, experiment: ExperimentState) -> int:
-    """How many pairs an experiment needs until it can be looked at again."""
-    started = experiment.started
-    decider: Decider[Any]
-    match started.purpose:
-        case "baseline":
-            return 0
-        case "calibration":
-            decider = calibration_of
-        case "audit":
-            decider = audit_of(started.incumbent, started.candidate)
-        case "ablation":
-            decider = ablation_of(started.candidate, "")
-        case "candidate":
-            decider = verdict_by(campaign.started.rule)
-    decided = decider(campaign.params, campaign.evidence(experiment))
-    return decided.missing if isinstance(decided, NeedsMore) else 0
 
 
 @define
@@ -69,7 +60,8 @@ class Progress:
     _doing: str = ""
     _since: float = 0.0
     _pair_since: float | None = None
-    _pair_seconds: list[float] = field(factory=list)
+    _pair_seconds: dict[str, list[float]] = field(factory=dict)
+    """Of the present experiment, by workload."""
     _measured: str = ""
     _shown: bool = False
     _last: float | None = None
@@ -104,17 +96,22 @@ class Progress:
             case PairScheduled():
                 self._enter(recorded.stream)
                 self._pair_since = now
+                self._measured = self._pairs()
             case RunMeasured():
                 if event.position == 2 and self._pair_since is not None:
-                    self._pair_seconds.append(now - self._pair_since)
+                    seconds = self._pair_seconds.setdefault(event.workload, [])
+                    seconds.append(now - self._pair_since)
                     self._pair_since = None
+                    self._measured = self._pairs()
+            case PairVoided():
                 self._measured = self._pairs()
+            case MeasuringPaused():
+                self.say(f"paused for {duration(event.seconds)}: {event.reason}")
+                self._doing, self._since = f"paused for {duration(event.seconds)},", now
             case CandidateRejected():
                 self._candidate(event.number)
             case ProfilerUnavailable():
                 self.say(f"{short(recorded.stream)} profiler {event.profiler}: {event.reason}")
-            case AuditMeasured():
-                self.say(f"{short(recorded.stream)} audit done")
             case ExperimentFinished():
                 self._finished(recorded.stream, event)
             case _:
@@ -124,7 +121,7 @@ class Progress:
     def _enter(self, stream: str) -> None:
         if stream != self._experiment:
             self._experiment, self._measured = stream, ""
-            self._pair_seconds, self._pair_since = [], None
+            self._pair_seconds, self._pair_since = {}, None
 
     def _is_open(self, stream: str) -> bool:
         """Not the incumbent's, whose own experiment is over."""
@@ -141,33 +138,62 @@ class Progress:
         return None if experiment is None else (campaign, experiment)
 
     def _pairs(self) -> str:
-        """How far the pairs are, what they say, and how long it may take."""
+        """How far the pairs are, what they say, and how long it takes where that is known."""
         found = self._look()
-        if found is None or found[1].started.purpose == "baseline":
+        if found is None:
             return ""
-        campaign, experiment = found
-        done = sum(pair.complete for pair in pair_table(experiment.facts))
-        left = pairs_left(campaign, experiment)
-        parts = [f"{done} of at most {done + left} pairs"]
-        if effects := estimates(campaign, experiment):
-            parts.append(effects_text(effects))
-        if self._pair_seconds and left:
-            mean = sum(self._pair_seconds) / len(self._pair_seconds)
-            parts.append(f"at most {duration(mean * left)} left")
-        return "  ".join(parts)
+        view = progress_view(*found)
+        parts = [
+            view.text if view is not None else "",
+            effects_text(estimates(*found)),
+            self._left(view) if view is not None else "",
+        ]
+        return "  ".join(part for part in parts if part)
+
+    def _left(self, view: ProgressView) -> str:
+        """A stage that may end at any look has no time left that could be known."""
+        seconds = 0.0
+        for workload, missing in view.missing.items():
+            taken = self._pair_seconds.get(workload)
+            if view.bound == "unknown" or not taken:
+                return ""
+            seconds += missing * sum(taken) / len(taken)
+        bound = "" if view.bound == "exactly" else f"{view.bound} "
+        return f"{bound}{duration(seconds)} left"
 
     def _finished(self, stream: str, event: ExperimentFinished) -> None:
         self._experiment = stream
         found = self._look()
         if found is None:
             return
-        experiment = found[1]
-        if experiment.started.purpose == "candidate":
-            self._candidate(experiment.started.number)
-        elif experiment.started.purpose == "baseline":
-            text = "builds and runs" if event.outcome == "measured" else f"fails: {event.detail}"
-            self.say(f"{short(stream)} baseline {text} ({duration(experiment.seconds)})")
+        campaign, experiment = found
+        match experiment.started.purpose:
+            case "candidate":
+                self._candidate(experiment.started.number)
+            case "baseline":
+                text = "builds and runs" if event.outcome == "measured" else "fails"
+                text = f"{text}: {event.detail}" if event.detail else text
+                self.say(f"{short(stream)} baseline {text} ({duration(experiment.seconds)})")
+            case "calibration":
+                calibration = calibration_view(campaign)
+                for line in calibration_lines(calibration) if calibration is not None else ():
+                    self.say(line)
+            case "audit" if experiment.audit is not None:
+                self.say(f"{short(stream)} audit done: {_primaries(experiment.audit)}")
+            case "ablation" if experiment.ablation is not None:
+                self._ablation(campaign, experiment.ablation)
+            case _:
+                pass
         self._experiment, self._doing, self._measured = "", "", ""
+
+    def _ablation(self, campaign: CampaignState, measured: AblationMeasured) -> None:
+        """What one patch contributes."""
+        audit = audit_view(campaign)
+        for row in audit.ablation if audit is not None else ():
+            if row.digest == measured.without:
+                text = effects_text(row.effects) or row.detail
+                line = f"{short(row.experiment)} without {row.patch}: {row.state}  {text}"
+                self.say(one_line(line))
 
     def _candidate(self, number: int) -> None:
         if self._state is None:
@@ -186,16 +212,18 @@ class Progress:
         found = self._look()
         if found is None:
             return ""
-        experiment = found[1]
+        campaign, experiment = found
         genome = experiment.started.genome
         patch = genome[-1].name if genome else "baseline"
-        if experiment.started.purpose == "audit":
-            patch = "audit"
+        if experiment.started.purpose in ("calibration", "audit"):
+            patch = ""  # what the pairs are for says it
+        elif experiment.started.purpose == "ablation":
+            patch = f"without {left_out(campaign, experiment)}"
         seconds = self.clock() - self._since
         doing = f"{self._doing or 'waiting'} {duration(seconds)}"
         if not self._doing and seconds < _WAITING_SECONDS:
             doing = ""
-        parts = [f"{short(experiment.stream)} {patch}", doing, self._measured]
+        parts = [f"{short(experiment.stream)} {patch}".rstrip(), doing, self._measured]
         return "  ".join(part for part in parts if part)
 
     def say(self, line: str) -> None:
@@ -224,3 +252,7 @@ class Progress:
             self._shown = True
         elif self._last is None or self.clock() - self._last >= _PLAIN_SECONDS:
             self.say(line)
+
+
+def _primaries(measured: AuditMeasured) -> str:
+    return effects_text(primary_effects(effect_view(effect) for effect in measured.effects))

@@ -67,7 +67,9 @@ def _signed(value: float | None, digits: int) -> str:
 
 
 def effect_text(effect: EffectView, workloads: int = 1) -> str:
-    """`cost +19.8 % [+18.9, +20.7]`: the share that is saved, with its 95 % interval."""
+    """`cost +19.8 % [+18.9, +20.7]`: the share that is saved, with its 95 % interval; `~+19.8 %`
+    if the estimate is biased.
+    """
     where = f" ({effect.workload})" if workloads > 1 else ""
     if effect.better_percent is None:
         return f"{effect.metric}{where} ?"
@@ -75,7 +77,9 @@ def effect_text(effect: EffectView, workloads: int = 1) -> str:
     low, high = (
         _signed(v, digits) for v in (effect.better_percent_low, effect.better_percent_high)
     )
-    return f"{effect.metric}{where} {_signed(effect.better_percent, digits)} % [{low}, {high}]"
+    about = "~" if effect.biased else ""
+    value = _signed(effect.better_percent, digits)
+    return f"{effect.metric}{where} {about}{value} % [{low}, {high}]"
 
 
 def effects_text(effects: Sequence[EffectView]) -> str:

@@ -10,12 +10,14 @@ import anyio
 import click
 from anyio.abc import TaskStatus
 
+from aiopt.api import merged, rule_parameters
 from aiopt.campaign import Campaign, open_campaign
 from aiopt.cli._progress import Progress
 from aiopt.lease import Lease
 from aiopt.settings import Settings, load_settings
+from aiopt.verdict import RULES, check_rule
 
-__all__ = ["check_lease", "drive", "in_campaign", "settings_from"]
+__all__ = ["check_changes", "check_lease", "drive", "in_campaign", "settings_from"]
 
 T = TypeVar("T")
 
@@ -120,12 +122,43 @@ def settings_from(folder: Path, options: Mapping[str, Any], **more: Any) -> Sett
     if file is None:
         file = next((f for f in (Path("aiopt.toml"), folder / "aiopt.toml") if f.is_file()), None)
     data = load_settings(file)
-    for name in ("environment", "mode", "seed", "strategy", "proposer", "jobs"):
+    for name in ("env", "mode", "seed", "strategy", "proposer", "jobs", "rule"):
         if options.get(name) is not None:
-            data[name] = options[name]
-    rule = {name: options[name] for name in ("pairs", "alpha") if options.get(name) is not None}
-    if rule:
-        data["rule_options"] = {**data.get("rule_options", {}), **rule}
+            data["environment" if name == "env" else name] = options[name]
+    given = {name: options[name] for name in ("pairs", "alpha") if options.get(name) is not None}
+    changes = dict(options.get("set") or {})
+    if given or changes:
+        data["rule_options"] = merged(data.get("rule_options", {}), {**given, **changes})
     if options.get("budget"):
         data["budget"] = {**data.get("budget", {}), **options["budget"]}
-    return structure({**data, **more}, Settings, str(file or "settings"))
+    settings = structure({**data, **more}, Settings, str(file or "settings"))
+    check_rule(settings.rule)
+    for name in given:
+        _check_fits(name, settings.rule, f"--{name}")
+    check_changes(changes, settings.rule)
+    return settings
+
+
+def check_changes(changes: Mapping[str, Any], rule: str | None) -> None:
+    """Are these parameters that the rule (None: any) looks at?
+
+    Raises:
+        click.UsageError: no.
+    """
+    unknown = sorted(changes.keys() - set(rule_parameters()))
+    if unknown:
+        known = ", ".join(rule_parameters())
+        raise click.UsageError(f"--set: no parameter {', '.join(unknown)}; there are {known}")
+    for name in ("pairs", "alpha"):
+        if name in changes and rule is not None:
+            _check_fits(name, rule, f"--set {name}")
+
+
+def _check_fits(name: str, rule: str, typed: str) -> None:
+    """Numbers that a rule plans itself are not to be given, for they would be ignored."""
+    if RULES[rule].calibrated:
+        raise click.UsageError(
+            f"{typed} belongs to --rule signed-rank; {rule} plans its own numbers from the noise"
+        )
+    if name == "alpha" and rule != "signed-rank":
+        raise click.UsageError(f"{typed} belongs to --rule signed-rank; {rule} has no level")

@@ -17,13 +17,16 @@ from aiopt.errors import AiOptError
 from aiopt.events import GateFailed
 from aiopt.protocols import Patch
 from aiopt.replay import CampaignState, LogState, ProposalState
+from aiopt.verdict import RULES
 from aiopt.views import CandidateRow, EffectView, baseline_failed, candidate_row, is_finished
 
 __all__ = ["attempt"]
 
 _TAIL_LINES = 30
-_FIXED = ("mode", "seed", "pairs", "alpha")
+_FIXED = ("mode", "seed", "rule", "set", "pairs", "alpha")
 """Options that are settled when a campaign begins."""
+_LARGEST_CAP = 200
+"""The planner tries no more pairs for one stage."""
 
 
 @frozen(kw_only=True)
@@ -44,6 +47,11 @@ class _Answer:
     patch: str
     status: str
     reason: str
+    stage: str
+    p_screen: float | None
+    p_confirm: float | None
+    mei_eff_percent: float | None
+    needs: int | None
     effects: tuple[EffectView, ...]
     log_tail: str | None
     incumbent: _Incumbent
@@ -81,9 +89,9 @@ def attempt(
 ) -> None:
     """Judge one patch on top of what was kept so far, and print the verdict.
 
-    The first call begins a campaign, later ones go on with it: a patch that is kept becomes what
-    the next one is measured against and must apply to. The verdict is keep, discard_regression,
-    discard_no_effect, inconclusive, no_change, invalid or rejected.
+    The first call begins a campaign and calibrates, later ones go on with it: a patch that is kept
+    becomes what the next one is measured against and must apply to. The verdict is keep,
+    discard_regression, discard_no_effect, inconclusive, no_change, invalid or rejected.
 
     \b
     Examples:
@@ -104,7 +112,7 @@ def attempt(
     state = read_state(path) if path.is_file() else LogState()
     resume = None if new else _going(state, settings.environment)
     if resume is not None:
-        given = [f"--{option}" for option in _FIXED if options.get(option) is not None]
+        given = [f"--{name}" for name in _FIXED if options.get(name) not in (None, {})]
         if given:
             raise click.UsageError(
                 f"{', '.join(given)}: settled when {short(resume)} began; "
@@ -152,6 +160,11 @@ def _answer(campaign: CampaignState, proposal: ProposalState, log: Path, target:
         patch=row.patch,
         status=row.status,
         reason=row.reason,
+        stage=row.stage,
+        p_screen=row.p_screen,
+        p_confirm=row.p_confirm,
+        mei_eff_percent=row.mei_eff_percent,
+        needs=row.needs,
         effects=row.effects,
         log_tail=_log_tail(campaign, row, BlobStore(blobs_beside(log))),
         incumbent=_Incumbent(
@@ -201,20 +214,43 @@ def _next(row: CandidateRow, campaign: CampaignState, log: Path, target: str) ->
         case "invalid":
             return f"mend what failed and try again; {show} has every stage"
         case "inconclusive":
-            return (
-                f"noise may hide a gain: `aiopt try {target} --new --pairs N` measures more pairs, "
-                "or quieten the machine (`aiopt doctor`)"
-            )
+            return _undecided(row, campaign, target)
         case "no_change":
             return "the build came out the same: change what the build uses, then try again"
         case _:
             return f"try another idea on top of {base}; {show} has every pair"
 
 
+def _undecided(row: CandidateRow, campaign: CampaignState, target: str) -> str:
+    """What would settle it. Trying the same again would not: the level is spent."""
+    quieter = "quieten the machine (`aiopt doctor`) or measure something quieter"
+    if not RULES[campaign.started.rule].calibrated:
+        return (
+            f"noise may hide a gain: `aiopt try {target} --new --pairs N` measures more pairs, or "
+            f"{quieter}"
+        )
+    if row.needs is None:
+        return (
+            "there is a gain, and a guard is too noisy to be sure of: give it a wider margin in "
+            f"target.toml if you can accept that, or {quieter}"
+        )
+    cap = -(-row.needs // 2)
+    if cap <= _LARGEST_CAP:
+        more = f"`aiopt try {target} --new --set cap={cap}` begins a campaign with as many"
+        return f"about {row.needs} pairs would tell: {more}; or {quieter}"
+    return (
+        f"about {row.needs} pairs would tell, which no plan has: {quieter}, or look for larger "
+        "gains (`--set mei=…` in a new campaign)"
+    )
+
+
 def _print(answer: _Answer) -> None:
     click.echo(f"{short(answer.experiment)} {answer.patch}: {status_text(answer.status)}")
     if answer.reason:
         click.echo(f"  {one_line(answer.reason)}")
+    ps = (("screen", answer.p_screen), ("confirmation", answer.p_confirm))
+    if found := [f"p of the {name} {p:.2g}" for name, p in ps if p is not None]:
+        click.echo(f"  {', '.join(found)}")
     if answer.effects:
         for line in effect_lines(answer.effects):
             click.echo(line)

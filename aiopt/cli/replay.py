@@ -6,23 +6,24 @@ from typing import Any
 
 import click
 import orjson
-from attrs import fields
 
-from aiopt.cli._options import Places, as_json, numbers, results
+from aiopt.api import with_changes
+from aiopt.cli._options import Places, as_json, numbers, results, set_option
 from aiopt.cli._places import find_campaign, find_log, read_state
-from aiopt.cli._text import short, table
+from aiopt.cli._report import rules_lines
+from aiopt.cli._text import print_json, short, table
+from aiopt.cli._work import check_changes
 from aiopt.replay import CampaignState, Decision, Rescored, rescore
-from aiopt.rules import RuleParams, vary
+from aiopt.rules import RuleParams
 from aiopt.stats import percent
 from aiopt.verdict import RULES
-from aiopt.views import to_json
+from aiopt.views import compare_rules, to_json
 
 __all__ = ["replay"]
 
-
-def _settable() -> list[str]:
-    """Parameters of a rule that are plain numbers."""
-    return sorted(a.name for a in fields(RuleParams) if isinstance(a.default, int | float))
+_ALL = "all"
+_OF_MEASURING = ("void.", "warmup", "audit_", "ablation_")
+"""Parameters that say what is measured; decisions are made from what was."""
 
 
 @click.command(short_help="Rank and decide anew under other weights or rules.")
@@ -32,14 +33,10 @@ def _settable() -> list[str]:
 @click.option(
     "--weights", callback=numbers, metavar="A=0.6,B=0.4", help="One weighted sum decides and ranks."
 )
-@click.option("--rule", metavar="NAME", help="Another decision rule.")
 @click.option(
-    "--set",
-    "changes",
-    callback=numbers,
-    metavar="PAIRS=…",
-    help="Other parameters of the rule, such as pairs=12,alpha=0.05.",
+    "--rule", metavar="NAME|all", help="Another decision rule; all: every rule, in one table."
 )
+@set_option
 @as_json
 def replay(
     log: str,
@@ -47,44 +44,54 @@ def replay(
     campaign: str | None,
     weights: Mapping[str, float] | None,
     rule: str | None,
-    changes: Mapping[str, float] | None,
     as_json: bool,
+    **options: Mapping[str, bool | int | float],
 ) -> None:
     """Rank and decide anew under other weights, another rule or other parameters.
 
     Nothing is run. What cannot be known from the log, because it would have taken more pairs or
-    other candidates, is said and not guessed.
+    other candidates, is said and not guessed. A rule or parameters that were chosen after the
+    outcomes were seen are marked as post hoc: no error level holds for them.
 
     \b
     Examples:
       aiopt replay pyserver --weights p99_ms=0.6,peak_rss_mb=0.4
-      aiopt replay results/pyserver/events.db --set alpha=0.05 --json
+      aiopt replay pyserver --rule all
+      aiopt replay results/pyserver/events.db --set mei=0.05 --json
     """
+    changes = options["set"]
     path = find_log(log, results)
     chosen = find_campaign(read_state(path), campaign, path)
-    if rule is not None and rule not in RULES:
-        raise click.UsageError(f"no rule {rule!r}; there are {', '.join(sorted(RULES))}")
+    if rule not in (None, _ALL, *RULES):
+        raise click.UsageError(f"no rule {rule!r}; there are {', '.join(RULES)}, and {_ALL}")
     if weights is not None:
         weights = {name: float(weight) for name, weight in weights.items()}
-    result = rescore(chosen, weights=weights, rule=rule, params=_params(chosen, changes))
+    check_changes(changes, None if rule == _ALL else rule or chosen.started.rule)
+    params = with_changes(chosen.params, changes) if changes else None
+    if rule == _ALL:
+        _compare(chosen, params, weights, path, as_json)
+        return
+    result = rescore(chosen, weights=weights, rule=rule, params=params)
     if as_json:
         click.echo(orjson.dumps(_json(result, path), option=orjson.OPT_SORT_KEYS).decode())
         return
-    for line in _lines(result, chosen):
+    for line in _lines(result, chosen, changes):
         click.echo(line)
 
 
-def _params(campaign: CampaignState, changes: Mapping[str, float] | None) -> RuleParams | None:
-    if not changes:
-        return None
-    known = _settable()
-    unknown = sorted(changes.keys() - set(known))
-    if unknown:
-        raise click.UsageError(
-            f"--set: no parameter {', '.join(unknown)}; there are {', '.join(known)}"
-        )
-    values: dict[str, Any] = dict(changes)
-    return vary(campaign.params, **values)
+def _compare(
+    campaign: CampaignState,
+    params: RuleParams | None,
+    weights: Mapping[str, float] | None,
+    log: Path,
+    as_json: bool,
+) -> None:
+    view = compare_rules(campaign, params, weights)
+    if as_json:
+        print_json({**to_json(view), "log": str(log)})
+        return
+    for line in rules_lines(view):
+        click.echo(line)
 
 
 def _json(result: Rescored, log: Path) -> dict[str, Any]:
@@ -94,9 +101,19 @@ def _json(result: Rescored, log: Path) -> dict[str, Any]:
     return {**found, "log": str(log)}
 
 
-def _lines(result: Rescored, campaign: CampaignState) -> Iterator[str]:
+def _lines(
+    result: Rescored, campaign: CampaignState, changes: Mapping[str, bool | int | float]
+) -> Iterator[str]:
     weights = ", ".join(f"{name} {weight:g}" for name, weight in result.weights.items())
     yield f"{short(result.campaign)}, rule {result.rule}, weights: {weights}"
+    if result.post_hoc:
+        yield (
+            "post hoc: rule or parameters were chosen after the outcomes were seen, so the error "
+            "level that they state does not hold"
+        )
+    idle = [name for name in changes if name.startswith(_OF_MEASURING)]
+    if idle:
+        yield f"{', '.join(idle)}: says what is measured, so no decision is changed by it"
     yield ""
     if result.ranking:
         yield from _ranking(result)

@@ -12,8 +12,8 @@ from aiopt.cli._places import (
     find_log,
     find_target,
     log_of,
+    places_of,
     read_state,
-    target_of_log,
 )
 from aiopt.cli._report import summary_lines
 from aiopt.cli._text import print_json, short
@@ -66,7 +66,8 @@ def run(
     \b
     Examples:
       aiopt run pyserver --budget 30m
-      aiopt run targets/mine --pairs 12 --proposer pool --json
+      aiopt run targets/mine --set mei=0.05 --json
+      aiopt run targets/mine --rule signed-rank --pairs 12
 
     \b
     Exit codes: 0 something was kept; 3 finished and nothing kept; 130 interrupted.
@@ -112,12 +113,7 @@ def resume(
     check_lease(path)
     state = read_state(path)
     chosen = _chosen(state, campaign, path)
-    folder = _folder(log, path, chosen)
-    home = path.parent.parent
-    if path != home / chosen.started.target / "events.db":
-        raise click.UsageError(
-            f"{path}: a log that goes on must be RESULTS/{chosen.started.target}/events.db"
-        )
+    folder, home = places_of(log, path, chosen)
     _conclude(ctx, _search(log, path, folder, home, None, chosen.stream), path, as_json)
 
 
@@ -139,13 +135,6 @@ def _chosen(state: LogState, name: str | None, log: Path) -> CampaignState:
             "`aiopt run` begins another one"
         )
     return campaign
-
-
-def _folder(text: str, log: Path, campaign: CampaignState) -> Path:
-    """The target's folder: what was typed, if it is one, else by the name in the log."""
-    if (Path(text) / "target.toml").is_file():
-        return Path(text)
-    return target_of_log(log, campaign.started.target)
 
 
 def _search(

@@ -1,6 +1,6 @@
 """`aiopt show`: campaigns, or one experiment with its patch, stages, pairs and verdict."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -8,16 +8,22 @@ import click
 from aiopt.blobs import BlobStore, blobs_beside
 from aiopt.cli._options import Places, as_json, results
 from aiopt.cli._places import find_log, find_stream, read_state
-from aiopt.cli._report import effect_lines, summary_lines
+from aiopt.cli._report import (
+    budget_lines,
+    calibration_table,
+    effect_lines,
+    look_lines,
+    summary_lines,
+)
 from aiopt.cli._text import duration, print_json, short, status_text, table
 from aiopt.errors import AiOptError
 from aiopt.log import Log
-from aiopt.replay import LogState
+from aiopt.replay import CampaignState, LogState
 from aiopt.views import (
     ExperimentView,
     PairRow,
     StageRow,
-    Summary,
+    budget_view,
     experiment_view,
     summary,
     to_json,
@@ -35,8 +41,20 @@ __all__ = ["show"]
     metavar="STAGE",
     help="Print what the stages of this name printed, and only that.",
 )
+@click.option(
+    "--budget",
+    is_flag=True,
+    help="Print the error budget: what each candidate that was screened was charged.",
+)
 @as_json
-def show(log: str, name: str | None, results: Path, stage_log: str | None, as_json: bool) -> None:
+def show(
+    log: str,
+    name: str | None,
+    results: Path,
+    stage_log: str | None,
+    budget: bool,
+    as_json: bool,
+) -> None:
     """Show campaigns with their candidates, or everything about one experiment.
 
     \b
@@ -44,20 +62,21 @@ def show(log: str, name: str | None, results: Path, stage_log: str | None, as_js
       aiopt show pyserver
       aiopt show pyserver exp-0007
       aiopt show pyserver exp-0007 --stage-log build
+      aiopt show pyserver cmp-0002 --budget
     """
     path = find_log(log, results)
     state = read_state(path)
-    if name is None:
-        if stage_log is not None:
-            raise click.UsageError("--stage-log needs an experiment")
-        _campaigns(path, [summary(c) for c in state.campaigns.values()], as_json)
-        return
-    stream = find_stream(name, [*state.campaigns, *state.campaign_of], "experiment or campaign")
-    if stream in state.campaigns:
+    stream = name
+    if name is not None:
+        stream = find_stream(name, [*state.campaigns, *state.campaign_of], "experiment or campaign")
+    if stream is None or stream in state.campaigns:
         if stage_log is not None:
             raise click.UsageError("--stage-log needs an experiment, not a campaign")
-        _campaigns(path, [summary(state.campaigns[stream])], as_json)
+        chosen = [c for c in state.campaigns.values() if stream in (None, c.stream)]
+        (_budgets if budget else _campaigns)(path, chosen, as_json)
         return
+    if budget:
+        raise click.UsageError("--budget belongs to a campaign, not to an experiment")
     view = _view(path, state, stream)
     store = BlobStore(blobs_beside(path))
     if stage_log is not None:
@@ -69,16 +88,29 @@ def show(log: str, name: str | None, results: Path, stage_log: str | None, as_js
             click.echo(line)
 
 
-def _campaigns(path: Path, found: list[Summary], as_json: bool) -> None:
+def _campaigns(path: Path, campaigns: Sequence[CampaignState], as_json: bool) -> None:
+    found = [summary(campaign) for campaign in campaigns]
     if as_json:
         print_json({"log": str(path), "campaigns": found})
-        return
+    else:
+        _echo_all(path, [summary_lines(each) for each in found])
+
+
+def _budgets(path: Path, campaigns: Sequence[CampaignState], as_json: bool) -> None:
+    found = [budget_view(campaign) for campaign in campaigns]
+    if as_json:
+        print_json({"log": str(path), "budgets": found})
+    else:
+        _echo_all(path, [budget_lines(each) for each in found])
+
+
+def _echo_all(path: Path, found: Sequence[Iterable[str]]) -> None:
     if not found:
         click.echo(f"{path}: no campaign yet")
-    for place, each in enumerate(found):
+    for place, lines in enumerate(found):
         if place:
             click.echo("")
-        for line in summary_lines(each):
+        for line in lines:
             click.echo(line)
 
 
@@ -90,8 +122,8 @@ def _view(path: Path, state: LogState, stream: str) -> ExperimentView:
 
 
 def _patch(view: ExperimentView, store: BlobStore) -> str | None:
-    """The text of the last patch; None for the baseline."""
-    if not view.genome:
+    """The text of a candidate's own patch."""
+    if not view.genome or view.purpose != "candidate":
         return None
     try:
         return store.get(view.genome[-1][1]).decode(errors="replace")
@@ -115,19 +147,26 @@ def _stage_log(view: ExperimentView, store: BlobStore, name: str, as_json: bool)
 
 
 def _lines(view: ExperimentView, store: BlobStore) -> Iterator[str]:
-    yield f"{view.experiment}: {view.purpose} {view.patch}, {status_text(view.status)}"
+    yield f"{view.experiment}: {_what(view)}, {status_text(view.status)}"
     if view.reason:
         yield f"  {view.reason}"
     if view.hypothesis:
         yield f"  hypothesis: {view.hypothesis}"
     yield f"  candidate {view.candidate} against {view.incumbent}, in {view.environment}"
-    if len(view.genome) > 1:
+    if view.purpose == "candidate" and len(view.genome) > 1:
         yield f"  on top of {', '.join(name for name, _ in view.genome[:-1])}"
+    yield from _statistics(view)
     for gate in view.gates:
         yield f"  gate {gate.gate}: {'passed' if gate.passed else f'failed: {gate.detail}'}"
+    if view.calibration:
+        yield ""
+        yield from calibration_table(view.calibration)
     if view.effects:
         yield ""
         yield from effect_lines(view.effects)
+    if view.looks:
+        yield ""
+        yield from look_lines(view.looks)
     if view.pairs:
         yield ""
         yield from _pair_lines(view.pairs)
@@ -144,6 +183,34 @@ def _lines(view: ExperimentView, store: BlobStore) -> Iterator[str]:
     if patch is not None:
         yield ""
         yield patch.rstrip("\n")
+
+
+def _what(view: ExperimentView) -> str:
+    match view.purpose:
+        case "candidate":
+            return f"candidate {view.patch}"
+        case "calibration":
+            return f"calibration of {view.patch}"
+        case "ablation":
+            return f"ablation, without {view.patch}"
+        case _:
+            return view.purpose
+
+
+def _statistics(view: ExperimentView) -> Iterator[str]:
+    """What the verdict rests on, on one line."""
+    parts = [
+        f"decided in the {'confirmation' if view.stage == 'confirm' else view.stage}"
+        if view.stage
+        else "",
+        "" if view.p_screen is None else f"p of the screen {view.p_screen:.2g}",
+        "" if view.p_confirm is None else f"p of the confirmation {view.p_confirm:.2g}",
+        "" if view.mei_eff_percent is None else f"provable from {view.mei_eff_percent:.1f} %",
+        "" if view.needs is None else f"about {view.needs} pairs would tell",
+        "" if view.charged is None else f"charged {view.charged:.2g} of the error budget",
+    ]
+    if any(parts):
+        yield f"  {', '.join(part for part in parts if part)}"
 
 
 def _pair_lines(pairs: tuple[PairRow, ...]) -> Iterator[str]:

@@ -10,12 +10,20 @@ from typing import Any
 from attrs import fields, has
 
 from aiopt.ids import short_name
-from aiopt.views.campaign import (
+from aiopt.views.audit import (
+    AblationRow,
     AuditView,
+    ClaimRow,
+    ShrunkenRow,
+    audit_view,
+    left_out,
+)
+from aiopt.views.budget import BudgetView, ChargeRow, budget_view
+from aiopt.views.calibration import CalibrationRow, CalibrationView, calibration_view
+from aiopt.views.campaign import (
     CandidateRow,
     ExperimentView,
     Summary,
-    audit_view,
     baseline_failed,
     candidate_row,
     candidate_table,
@@ -23,40 +31,61 @@ from aiopt.views.campaign import (
     is_finished,
     summary,
 )
+from aiopt.views.comparison import RuleRow, RulesView, compare_rules
 from aiopt.views.effects import EffectView, effect_view, estimates, primary_effects
+from aiopt.views.progress import ProgressView, progress_view
 from aiopt.views.tables import (
     EvidenceRow,
     GateRow,
+    LookRow,
     PairRow,
     StageRow,
     evidence_table,
     gate_table,
+    look_table,
     pair_table,
     stage_table,
 )
 
 __all__ = [
+    "AblationRow",
     "AuditView",
+    "BudgetView",
+    "CalibrationRow",
+    "CalibrationView",
     "CandidateRow",
+    "ChargeRow",
+    "ClaimRow",
     "EffectView",
     "EvidenceRow",
     "ExperimentView",
     "GateRow",
+    "LookRow",
     "PairRow",
+    "ProgressView",
+    "RuleRow",
+    "RulesView",
+    "ShrunkenRow",
     "StageRow",
     "Summary",
     "audit_view",
     "baseline_failed",
+    "budget_view",
+    "calibration_view",
     "candidate_row",
     "candidate_table",
+    "compare_rules",
     "effect_view",
     "estimates",
     "evidence_table",
     "experiment_view",
     "gate_table",
     "is_finished",
+    "left_out",
+    "look_table",
     "pair_table",
     "primary_effects",
+    "progress_view",
     "short",
     "stage_table",
     "summary",

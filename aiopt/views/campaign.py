@@ -1,4 +1,4 @@
-"""A campaign, its candidates, one experiment and the audit, as far as they have come."""
+"""A campaign, its candidates and one experiment, as far as they have come."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -6,24 +6,31 @@ from attrs import frozen
 
 from aiopt.events import Event, PatchRef
 from aiopt.replay import CampaignState, ExperimentState, ProposalState
-from aiopt.views.effects import EffectView, effect_view, primary_effects
+from aiopt.views.audit import AuditView, audit_view, left_out
+from aiopt.views.calibration import (
+    CalibrationRow,
+    CalibrationView,
+    calibration_rows,
+    calibration_view,
+)
+from aiopt.views.effects import EffectView, effects_of_verdict, percent_of, primary_effects
 from aiopt.views.tables import (
     EvidenceRow,
     GateRow,
+    LookRow,
     PairRow,
     StageRow,
     evidence_table,
     gate_table,
+    look_table,
     pair_table,
     stage_table,
 )
 
 __all__ = [
-    "AuditView",
     "CandidateRow",
     "ExperimentView",
     "Summary",
-    "audit_view",
     "baseline_failed",
     "candidate_row",
     "candidate_table",
@@ -48,10 +55,20 @@ class CandidateRow:
     proposer: str
     status: str
     reason: str
+    stage: str
+    """The last stage entered, screen or confirm; empty if the rule has no stages. Estimates of the
+    screen are biased.
+    """
     pairs: int
     """Complete pairs, all workloads together."""
     seconds: float
     """Wall time of its stages."""
+    p_screen: float | None
+    p_confirm: float | None
+    mei_eff_percent: float | None
+    """The smallest gain that could have been proved."""
+    needs: int | None
+    """If inconclusive: about so many pairs would tell."""
     effects: tuple[EffectView, ...]
 
     @property
@@ -65,12 +82,10 @@ def candidate_row(campaign: CampaignState, proposal: ProposalState) -> Candidate
     verdict = experiment.verdict if experiment else None
     status: str = proposal.status
     reason = ""
-    effects: tuple[EffectView, ...] = ()
     if proposal.rejected is not None:
         reason = f"{proposal.rejected.reason.replace('_', ' ')}: {proposal.rejected.detail}"
     elif verdict is not None:
         status, reason = verdict.kind, verdict.reason
-        effects = tuple(effect_view(effect) for effect in verdict.effects)
     elif experiment is not None:
         reason = experiment.detail
     pairs = pair_table(experiment.facts) if experiment else ()
@@ -83,9 +98,14 @@ def candidate_row(campaign: CampaignState, proposal: ProposalState) -> Candidate
         proposer=proposal.proposed.proposer,
         status=status,
         reason=reason,
-        pairs=sum(pair.complete for pair in pairs),
+        stage=verdict.stage if verdict else "",
+        pairs=sum(pair.complete and pair.purpose != "warmup" for pair in pairs),
         seconds=round(experiment.seconds, 3) if experiment else 0.0,
-        effects=effects,
+        p_screen=verdict.p_screen if verdict else None,
+        p_confirm=verdict.p_confirm if verdict else None,
+        mei_eff_percent=percent_of(verdict.mei_eff) if verdict else None,
+        needs=verdict.needs if verdict else None,
+        effects=effects_of_verdict(experiment) if experiment else (),
     )
 
 
@@ -107,6 +127,7 @@ class ExperimentView:
     number: int
     purpose: str
     patch: str
+    """The last one; of an ablation the one that is left out."""
     genome: tuple[tuple[str, str], ...]
     """Name and blob of each patch."""
     hypothesis: str
@@ -116,12 +137,22 @@ class ExperimentView:
     mode: str
     status: str
     reason: str
+    stage: str
+    p_screen: float | None
+    p_confirm: float | None
+    mei_eff_percent: float | None
+    needs: int | None
+    charged: float | None
+    """What it cost of the error budget."""
     stages: tuple[StageRow, ...]
     gates: tuple[GateRow, ...]
     pairs: tuple[PairRow, ...]
+    looks: tuple[LookRow, ...]
     evidence: tuple[EvidenceRow, ...]
     effects: tuple[EffectView, ...]
-    """Of the verdict or of the audit."""
+    """Of the verdict, of the audit or of the ablation."""
+    calibration: tuple[CalibrationRow, ...]
+    """If it is a calibration: what it found."""
 
 
 def experiment_view(
@@ -131,19 +162,22 @@ def experiment_view(
     events = tuple(events)
     started = experiment.started
     proposal = campaign.proposals.get(started.number)
+    verdict = experiment.verdict
     if proposal is not None:
         row = candidate_row(campaign, proposal)
         status, reason, hypothesis = row.status, row.reason, row.hypothesis
     else:
-        status = experiment.outcome or "running"
-        reason, hypothesis = experiment.detail, ""
-    measured = experiment.verdict or experiment.audit
+        status, hypothesis = experiment.outcome or "running", ""
+        ended = experiment.failure or experiment.ablation
+        reason = (ended.detail if ended else "") or experiment.detail
     return ExperimentView(
         experiment=experiment.stream,
         campaign=campaign.stream,
         number=started.number,
         purpose=started.purpose,
-        patch=_patch_name(started.genome),
+        patch=left_out(campaign, experiment)
+        if started.purpose == "ablation"
+        else _patch_name(started.genome),
         genome=tuple((patch.name, patch.digest) for patch in started.genome),
         hypothesis=hypothesis,
         candidate=started.candidate,
@@ -152,33 +186,20 @@ def experiment_view(
         mode=started.mode,
         status=status,
         reason=reason,
+        stage=verdict.stage if verdict else "",
+        p_screen=verdict.p_screen if verdict else None,
+        p_confirm=verdict.p_confirm if verdict else None,
+        mei_eff_percent=percent_of(verdict.mei_eff) if verdict else None,
+        needs=verdict.needs if verdict else None,
+        charged=experiment.charged.charged if experiment.charged else None,
         stages=stage_table(events),
         gates=gate_table(events),
         pairs=pair_table(events),
+        looks=look_table(events, campaign.params),
         evidence=evidence_table(events),
-        effects=tuple(effect_view(effect) for effect in measured.effects) if measured else (),
+        effects=effects_of_verdict(experiment),
+        calibration=calibration_rows(campaign.params, experiment),
     )
-
-
-@frozen(kw_only=True)
-class AuditView:
-    """The final source against the baseline on fresh pairs."""
-
-    experiment: str
-    final: str
-    effects: tuple[EffectView, ...]
-
-
-def audit_view(campaign: CampaignState) -> AuditView | None:
-    """The audit of the present incumbent, if it was made."""
-    for experiment in reversed(campaign.of_purpose("audit")):
-        if experiment.audit is not None and experiment.audit.final == campaign.incumbent:
-            return AuditView(
-                experiment=experiment.stream,
-                final=experiment.audit.final,
-                effects=tuple(effect_view(effect) for effect in experiment.audit.effects),
-            )
-    return None
 
 
 @frozen(kw_only=True)
@@ -203,6 +224,7 @@ class Summary:
     counts: Mapping[str, int]
     """How many candidates ended in which status."""
     seconds: float
+    calibration: CalibrationView | None
     candidates: tuple[CandidateRow, ...]
     audit: AuditView | None
 
@@ -233,6 +255,7 @@ def summary(campaign: CampaignState) -> Summary:
         kept=tuple(patch.name for patch in campaign.incumbent_genome),
         counts=counts,
         seconds=round(sum(e.seconds for e in campaign.experiments.values()), 3),
+        calibration=calibration_view(campaign),
         candidates=candidates,
         audit=audit_view(campaign),
     )

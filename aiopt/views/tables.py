@@ -9,6 +9,7 @@ from aiopt.events import (
     EvidenceCaptured,
     GateFailed,
     GatePassed,
+    LookTaken,
     MetricUnreadable,
     PairScheduled,
     PairVoided,
@@ -17,14 +18,18 @@ from aiopt.events import (
     StageFinished,
     StageStarted,
 )
+from aiopt.rules import RuleParams
+from aiopt.views.effects import percent_of
 
 __all__ = [
     "EvidenceRow",
     "GateRow",
+    "LookRow",
     "PairRow",
     "StageRow",
     "evidence_table",
     "gate_table",
+    "look_table",
     "pair_table",
     "stage_table",
 ]
@@ -173,6 +178,49 @@ def _pair_key(
     event: PairScheduled | RunMeasured | PairVoided | MetricUnreadable,
 ) -> tuple[str, str, int, int]:
     return event.purpose, event.workload, event.index, event.attempt
+
+
+@frozen(kw_only=True)
+class LookRow:
+    """One look at the pairs of a stage."""
+
+    purpose: str
+    workload: str
+    metric: str
+    pairs: int
+    p: float
+    level: float
+    """It passes if p is at most this; 0 if no outcome could have passed."""
+    used: float
+    """Of the stage's level, this look included."""
+    effect: float
+    sd: float
+    better_percent: float | None
+    sd_percent: float
+    action: str
+    """pass, continue, futile (given up) or cap (undecided at the end)."""
+
+
+def look_table(events: Iterable[Event], params: RuleParams) -> tuple[LookRow, ...]:
+    """The looks in the order in which they were taken."""
+    return tuple(
+        LookRow(
+            purpose=event.purpose,
+            workload=event.workload,
+            metric=event.metric,
+            pairs=event.pairs,
+            p=event.p,
+            level=event.level,
+            used=event.used,
+            effect=event.effect,
+            sd=event.sd,
+            better_percent=percent_of(event.effect, params.direction_of(event.metric)),
+            sd_percent=round(100 * event.sd, 4),
+            action=event.action,
+        )
+        for event in events
+        if isinstance(event, LookTaken)
+    )
 
 
 @frozen(kw_only=True)

@@ -20,7 +20,7 @@ description = "a number in a file"
 [source]
 path = "src"
 [scope]
-editable = ["cost", "note"]
+editable = ["cost", "note", "scale"]
 [stages.test]
 run = "test -s cost && echo tested"
 timeout = 10
@@ -37,7 +37,7 @@ env = {{ PAUSE = "{pause}" }}
 _WORK = """\
 #!/bin/sh
 sleep "$PAUSE"
-echo "cost=$(cat cost)"
+echo "cost=$(($(cat cost) * $(cat scale) / 100))"
 echo "size=10"
 """
 _PATCHES = {
@@ -46,6 +46,7 @@ _PATCHES = {
     "03-broken": ("cost", "80", ""),
     "04-scope": ("work", "", "1"),
     "05-nothing": ("note", "a", "b"),
+    "06-scaled": ("scale", "100", "90"),
 }
 
 
@@ -66,6 +67,7 @@ def make_target(folder: Path, pause: float = 0, patches: tuple[str, ...] = ()) -
     source.mkdir(parents=True)
     (source / "cost").write_text("100\n")
     (source / "note").write_text("a\n")
+    (source / "scale").write_text("100\n")
     (folder / "target.toml").write_text(_TARGET.format(pause=pause))
     (folder / "work.sh").write_text(_WORK)
     (folder / "work.sh").chmod(0o755)
@@ -77,13 +79,15 @@ def make_target(folder: Path, pause: float = 0, patches: tuple[str, ...] = ()) -
 
 
 def write_settings(folder: Path) -> None:
-    """Few pairs, and a lock of its own: other tests may run on this machine."""
+    """Few pairs, however busy the machine is, and a lock of its own: other tests may run here."""
     lock = folder / "lock" / "lock"
     lock.parent.mkdir()
     lock.touch()
     (folder / "aiopt.toml").write_text(
         f'[environments.local]\nbackend = "local"\noptions = {{ lock_path = "{lock}" }}\n'
-        "[rule_options]\npairs = 7\naudit_pairs = 5\n"
+        "[rule_options]\nncal = 10\nncal_guard = 6\nwarmup = 0\naudit_pairs = 6\n"
+        "ablation_pairs = 6\n"
+        "[rule_options.void]\nsteal = 0\npsi = 0\nthrottle = false\n"
     )
 
 

@@ -1,4 +1,4 @@
-"""The commands that only read a log: show, log, replay, verify, merge."""
+"""The commands that only read a log: show, log, replay, verify, merge, export."""
 
 import json
 import os
@@ -23,7 +23,7 @@ def test_places(finished: Finished) -> None:
         "toy",
         "targets/toy",
     ]
-    assert len({invoke("show", place, "--json").stdout.count("exp-0002") for place in places}) == 1
+    assert len({invoke("show", place, "--json").stdout.count("exp-0003") for place in places}) == 1
     wrong = invoke("show", "nothing")
     assert wrong.exit_code == 2
     assert "no log for 'nothing'" in wrong.stderr
@@ -34,43 +34,93 @@ def test_show_campaigns(finished: Finished) -> None:
     text = invoke("show", "toy").stdout
     assert "cmp-0001 toy in local: finished: the proposer has no more" in text
     assert "01-better" in text
+    assert "workload main: the smallest gain in cost that can be proved is 3.0 %" in text
+    assert "cost ~-50.0 %" in text
+    assert "~ an estimate of the screen" in text
     assert "audit (exp-" in text
     assert text == invoke("show", "toy", "cmp-0001").stdout
     found = json.loads(invoke("show", "toy", "--json").stdout)
     assert list(found) == ["log", "campaigns"]
-    assert found["campaigns"][0]["kept"] == ["01-better"]
+    (campaign,) = found["campaigns"]
+    assert campaign["kept"] == ["01-better", "06-scaled"]
+    assert campaign["calibration"]["status"] == "measured"
+    rows = {row["role"]: row for row in campaign["calibration"]["rows"]}
+    assert (rows["primary"]["n1"], rows["primary"]["n2"]) == (7, 8)
+    assert rows["guard"]["mei_eff_percent"] == 5.0
+    assert len(campaign["audit"]["ablation"]) == 2
 
 
 def test_show_experiment(finished: Finished) -> None:
     """Hypothesis, gates, effects, pairs, stages, patch."""
-    text = invoke("show", "toy", "exp-0002").stdout
+    text = invoke("show", "toy", "exp-0003").stdout
     assert "candidate 01-better, keep" in text
     assert "hypothesis: because of 01-better" in text
     assert "gate test: passed" in text
     assert "100 -> 80" in text
     assert "screen:main:6:0:B" in text
+    assert "decided in the confirmation, p of the screen 0.0078, p of the confirmation" in text
+    assert "provable from 3.0 %, charged 0.0005 of the error budget" in text
+    looks = [line.split() for line in text.splitlines() if line.endswith(("continue", "pass"))]
+    assert [(line[0], line[3], line[-1]) for line in looks] == [
+        ("screen", "4", "continue"),
+        ("screen", "6", "continue"),
+        ("screen", "7", "pass"),
+        ("confirm", "8", "pass"),
+    ]
     assert "+80" in text.splitlines()
-    found = json.loads(invoke("show", "toy", "exp-0002", "--json").stdout)
+    found = json.loads(invoke("show", "toy", "exp-0003", "--json").stdout)
     assert found["patch_text"].endswith("-100\n+80\n")
-    assert len(found["pairs"]) == 7
+    assert len(found["pairs"]) == 15
+    assert [look["action"] for look in found["looks"]] == ["continue", "continue", "pass", "pass"]
+    assert (found["stage"], found["charged"], found["needs"]) == ("confirm", 0.0005, None)
     assert {row["outcome"] for row in found["stages"]} == {"ok"}
 
 
-def test_show_baseline_and_audit(finished: Finished) -> None:
-    """Experiments without a candidate of their own are shown, too."""
-    assert "baseline baseline, measured" in invoke("show", "toy", "exp-0001").stdout
-    text = invoke("show", "toy", "exp-0001", "--json").stdout
-    assert json.loads(text)["patch_text"] is None
+def test_show_other_experiments(finished: Finished) -> None:
+    """Those without a candidate of their own are shown, too, without its patch."""
+    assert ": baseline, measured" in invoke("show", "toy", "exp-0001").stdout
+    calibration = invoke("show", "toy", "exp-0002").stdout
+    assert ": calibration of baseline, measured" in calibration
+    assert "pairs differ by  provable" in calibration
+    assert "calibration  main      0  " in calibration
+    audit = invoke("show", "toy", "exp-0008").stdout
+    assert ": audit, measured" in audit
+    assert "on top of" not in audit
+    ablation = invoke("show", "toy", "exp-0009").stdout
+    assert ": ablation, without 01-better, measured" in ablation
+    for name in ("exp-0001", "exp-0002", "exp-0008", "exp-0009"):
+        found = json.loads(invoke("show", "toy", name, "--json").stdout)
+        assert found["patch_text"] is None
+        assert bool(found["calibration"]) is (name == "exp-0002")
+
+
+def test_show_budget(finished: Finished) -> None:
+    """What each candidate that was screened cost, and what is promised of the campaign."""
+    text = invoke("show", "toy", "--budget").stdout
+    assert "at most 0.1 false keeps are expected among 200 candidates; so far 4 were" in text
+    assert "screened: at most 0.002" in text
+    assert [line.split()[2] for line in text.splitlines() if "0.0005" in line] == [
+        "exp-0003",
+        "exp-0004",
+        "exp-0006",
+        "exp-0007",
+    ]
+    (found,) = json.loads(invoke("show", "toy", "--budget", "--json").stdout)["budgets"]
+    assert found["rows"][0]["verdict"] == "keep"
+    assert found["left"] == pytest.approx(0.098)
+    assert text == invoke("show", "toy", "cmp-0001", "--budget").stdout
+    wrong = invoke("show", "toy", "exp-0003", "--budget")
+    assert (wrong.exit_code, "belongs to a campaign" in wrong.stderr) == (2, True)
 
 
 def test_show_stage_log(finished: Finished) -> None:
     """What a stage printed."""
-    assert invoke("show", "toy", "exp-0002", "--stage-log", "test").stdout == "tested\n"
-    text = invoke("show", "toy", "exp-0002", "--stage-log", "workload").stdout
+    assert invoke("show", "toy", "exp-0003", "--stage-log", "test").stdout == "tested\n"
+    text = invoke("show", "toy", "exp-0003", "--stage-log", "workload").stdout
     assert "== workload screen:main:0:0:B attempt 0: ok\ncost=80\nsize=10\n" in text
-    lines = invoke("show", "toy", "exp-0002", "--stage-log", "test", "--json").stdout
+    lines = invoke("show", "toy", "exp-0003", "--stage-log", "test", "--json").stdout
     assert json.loads(lines)["text"] == "tested\n"
-    assert "it had" in invoke("show", "toy", "exp-0002", "--stage-log", "deploy").stderr
+    assert "it had" in invoke("show", "toy", "exp-0003", "--stage-log", "deploy").stderr
     assert invoke("show", "toy", "--stage-log", "test").exit_code == 2
     assert invoke("show", "toy", "cmp-0001", "--stage-log", "test").exit_code == 2
 
@@ -79,7 +129,7 @@ def test_show_unknown_name(finished: Finished) -> None:
     """Says what there is."""
     result = invoke("show", "toy", "exp-0099")
     assert result.exit_code == 2
-    assert "exp-0002" in result.stderr
+    assert "exp-0003" in result.stderr
 
 
 def test_log_lines(finished: Finished) -> None:
@@ -90,9 +140,9 @@ def test_log_lines(finished: Finished) -> None:
     assert "CampaignStarted     toy in local, proposer pool, seed 0" in lines[0]
     verdicts = invoke("log", "toy", "--type", "VerdictReached").stdout
     assert "keep: cost +20.0 %" in verdicts
-    stream = invoke("log", "toy", "--stream", "exp-0002", "--after", "30").stdout.splitlines()
+    stream = invoke("log", "toy", "--stream", "exp-0003", "--after", "30").stdout.splitlines()
     assert stream
-    assert all(" exp-0002 " in line and int(line.split()[0]) > 30 for line in stream)
+    assert all(" exp-0003 " in line and int(line.split()[0]) > 30 for line in stream)
     assert invoke("log", "toy", "--stream", "exp-0099").exit_code == 2
     assert invoke("log", "toy", "--type", "Nothing").exit_code == 2
 
@@ -120,34 +170,64 @@ def test_replay(finished: Finished) -> None:
     same = invoke("replay", "toy")
     assert "flipped: 0" in same.stdout
     assert "01-better" in same.stdout
-    more = invoke("replay", "toy", "--set", "pairs=12")
-    assert "exp-0002 01-better: keep -> needs more" in more.stdout
+    assert "post hoc" not in same.stdout
+    more = invoke("replay", "toy", "--rule", "signed-rank", "--set", "pairs=20")
+    assert "exp-0003 01-better: keep -> needs more" in more.stdout
     assert "up to 5 more pairs" in more.stdout
+    assert "post hoc: rule or parameters were chosen after" in more.stdout
     assert "the histories part at event" in more.stdout
     assert "would have been measured against another incumbent" in more.stdout
+    void = invoke("replay", "toy", "--set", "void.psi=0,void.throttle=false")
+    assert "void.psi, void.throttle: says what is measured" in void.stdout
     found = json.loads(invoke("replay", "toy", "--weights", "cost=1,size=1", "--json").stdout)
     assert sorted(found) == [
         "campaign",
         "decisions",
         "log",
         "parts_at",
+        "post_hoc",
         "ranking",
         "rule",
         "unranked",
         "weights",
     ]
     assert found["weights"] == {"cost": 1.0, "size": 1.0}
+    assert found["post_hoc"] is True
+    assert json.loads(invoke("replay", "toy", "--json").stdout)["post_hoc"] is False
+
+
+def test_replay_under_all_rules(finished: Finished) -> None:
+    """One table: what each would have kept, could not decide, and keeps that were refused."""
+    text = invoke("replay", "toy", "--rule", "all").stdout
+    assert "6 decisions by two-stage" not in text
+    rows = {line.split()[0]: line.split() for line in text.splitlines() if line[:1].isalpha()}
+    assert rows["two-stage"][1:4] == ["2", "0", "0"]
+    assert rows["single-run"][1:4] == ["2", "0", "0"]
+    assert rows["benchstat"][2] == "2"
+    assert "(post hoc)" in text
+    words = ("replay", "toy", "--rule", "all", "--json", "--weights", "cost=1")
+    found = json.loads(invoke(*words).stdout)
+    assert found["post_hoc"] is True
+    assert [row["rule"] for row in found["rows"]][:2] == ["two-stage", "signed-rank"]
+    assert found["rows"][0]["kept"] == ["01-better", "06-scaled"]
+    assert invoke("replay", "toy", "--rule", "all", "--set", "pairs=1").exit_code == 0
 
 
 def test_replay_errors(finished: Finished) -> None:
-    """Unknown rules, metrics, parameters and campaigns."""
+    """Unknown rules, metrics, parameters and campaigns; numbers that the rule does not take."""
     assert "there are" in invoke("replay", "toy", "--rule", "none").stderr
     assert "no such metric" in invoke("replay", "toy", "--weights", "speed=1").stderr
     assert "no parameter colour" in invoke("replay", "toy", "--set", "colour=1").stderr
     assert "expected name=number" in invoke("replay", "toy", "--weights", "cost").stderr
     assert "every name once" in invoke("replay", "toy", "--weights", "a=1,a=2").stderr
+    assert "expected name=value" in invoke("replay", "toy", "--set", "mei=big").stderr
+    assert "every name once" in invoke("replay", "toy", "--set", "mei=1", "--set", "mei=2").stderr
     assert invoke("replay", "toy", "--campaign", "cmp-0009").exit_code == 2
-    assert invoke("replay", "toy", "--set", "pairs=1").exit_code == 2
+    assert "--set pairs belongs to" in invoke("replay", "toy", "--set", "pairs=12").stderr
+    level = invoke("replay", "toy", "--rule", "no-overlap", "--set", "alpha=0.1")
+    assert "no-overlap has no level" in level.stderr
+    few = invoke("replay", "toy", "--rule", "signed-rank", "--set", "pairs=1")
+    assert few.exit_code == 2
 
 
 @pytest.mark.parametrize("words", [(), ("--json",)])

@@ -32,6 +32,7 @@ _SUMMARY_KEYS = [
     "kept",
     "counts",
     "seconds",
+    "calibration",
     "candidates",
     "audit",
     "log",
@@ -45,8 +46,13 @@ _CANDIDATE_KEYS = [
     "proposer",
     "status",
     "reason",
+    "stage",
     "pairs",
     "seconds",
+    "p_screen",
+    "p_confirm",
+    "mei_eff_percent",
+    "needs",
     "effects",
 ]
 
@@ -74,10 +80,13 @@ def test_summary_as_json(finished: Finished) -> None:
     assert statuses[0] == "keep"
     assert statuses[1] == "discard_regression"
     assert statuses[2:4] == ["invalid", "rejected"]
-    assert found["kept"] == ["01-better"]
+    assert found["kept"] == ["01-better", "06-scaled"]
     audit = {effect["metric"]: effect for effect in found["audit"]["effects"]}
-    assert audit["cost"]["better_percent"] == pytest.approx(20, abs=0.01)
+    assert audit["cost"]["better_percent"] == pytest.approx(28, abs=0.01)
     assert "01-better: keep  cost +20.0 %" in finished.result.stderr
+    assert "the smallest gain in cost that can be proved is 3.0 %" in finished.result.stderr
+    assert "audit done: cost +28.0 %" in finished.result.stderr
+    assert "without 06-scaled: supported cost +10.0 %" in finished.result.stderr
     assert "\x1b" not in finished.result.stderr
 
 
@@ -88,7 +97,7 @@ def test_nothing_kept_is_3(toy: Maker) -> None:
     assert result.exit_code == 3
     assert "05-nothing" in result.stdout
     assert "discard no effect" in result.stdout
-    assert "aiopt show results/toy/events.db exp-0002" in result.stdout
+    assert "aiopt show results/toy/events.db exp-0003" in result.stdout
     again = invoke("resume", "toy")
     assert again.exit_code == 2
     assert "no campaign in results/toy/events.db is unfinished" in again.stderr
@@ -99,6 +108,51 @@ def test_budget_is_checked(toy: Maker) -> None:
     toy()
     assert "give a number of candidates" in invoke("run", "toy", "--budget", "soon").stderr
     assert invoke("run", "toy", "--budget", "1.5").exit_code == 2
+
+
+def test_rule_and_its_parameters(toy: Maker) -> None:
+    """Another rule, and parameters by name, also those of a table, over those of aiopt.toml."""
+    toy(patches=("05-nothing",))
+    settings = Path("aiopt.toml")
+    settings.write_text(settings.read_text().replace("steal = 0", "steal = 0.5"))
+    changes = ("--set", "mei=0.05,void.psi=0", "--set", "void.throttle=false")
+    assert invoke("run", "toy", *changes).exit_code == 3
+    fixed = ("--rule", "signed-rank", "--pairs", "7", "--alpha", "0.02")
+    result = invoke("run", "toy", *fixed, env={"AIOPT_RUN_SET": "delta0=0"})
+    assert result.exit_code == 3
+    state = aiopt.load_state("results/toy/events.db")
+    first, second = (campaign.started for campaign in state.campaigns.values())
+    assert (first.rule, first.rule_params["mei"], first.rule_params["ncal"]) == (
+        "two-stage",
+        0.05,
+        10,
+    )
+    void = {"steal": 0.5, "psi": 0, "throttle": False}
+    assert void.items() <= first.rule_params["void"].items()
+    assert second.rule == "signed-rank"
+    assert {"pairs": 7, "alpha": 0.02, "delta0": 0}.items() <= second.rule_params.items()
+    text = invoke("show", "toy", "cmp-0002", "--budget").stdout
+    assert "the rule signed-rank has no error budget: its level is 0.02" in text
+
+
+def test_parameters_that_do_not_belong(toy: Maker) -> None:
+    """What a rule would ignore is a usage error, and so is what no rule has."""
+    toy()
+    text = "--pairs belongs to --rule signed-rank; two-stage plans its own numbers from the noise"
+    wrong = invoke("run", "toy", "--pairs", "9")
+    assert (wrong.exit_code, text in wrong.stderr) == (2, True)
+    assert "--alpha belongs to" in invoke("run", "toy", "--alpha", "0.1").stderr
+    assert "--set pairs belongs to" in invoke("run", "toy", "--set", "pairs=9").stderr
+    level = invoke("run", "toy", "--rule", "benchstat", "--alpha", "0.1")
+    assert "--alpha belongs to --rule signed-rank; benchstat has no level" in level.stderr
+    assert "no rule 'none'; there are two-stage" in invoke("run", "toy", "--rule", "none").stderr
+    unknown = invoke("run", "toy", "--set", "void.noise=1")
+    assert (unknown.exit_code, "no parameter void.noise; there are" in unknown.stderr) == (2, True)
+    assert invoke("run", "toy", "--set", "mei=0").exit_code == 2
+    assert (
+        not Path("results/toy/events.db").is_file()
+        or not aiopt.load_state("results/toy/events.db").campaigns
+    )
 
 
 def test_configuration_errors_are_2(toy: Maker) -> None:
@@ -136,6 +190,8 @@ def test_environment_variables(toy: Maker) -> None:
     env = {"AIOPT_RUN_BUDGET": "1", "AIOPT_RESULTS": "elsewhere", "NO_COLOR": "1"}
     assert invoke("run", "toy", env=env).exit_code == 3
     assert Path("elsewhere/toy/events.db").is_file()
+    other = invoke("run", "toy", env={"AIOPT_RUN_ENV": "nowhere"})
+    assert (other.exit_code, "'nowhere' is not defined" in other.stderr) == (2, True)
     assert invoke("show", "toy", env=env).exit_code == 0
 
 
@@ -197,6 +253,13 @@ def test_from_python(toy: Maker) -> None:
     log = Path("results/toy/events.db")
     assert list(aiopt.load_state(log).campaigns) == [result.campaign]
     assert aiopt.rescore(log, weights={"cost": 1.0}).ranking[0].patch == "01-better"
+    assert result.calibration is not None
+    assert not aiopt.rescore(log).post_hoc
+    other = aiopt.rescore(log, rule="signed-rank", changes={"pairs": 20, "void.psi": 0})
+    assert [decision.replayed for decision in other.decisions] == ["needs_more"]
+    assert other.post_hoc
+    with pytest.raises(aiopt.ConfigError, match="no parameter colour; there are ablation_pairs"):
+        aiopt.rescore(log, changes={"colour": 1})
     with pytest.raises(aiopt.ConfigError, match="no rule"):
         aiopt.rescore(log, rule="none")
     with pytest.raises(aiopt.ConfigError, match="is not there"):

@@ -1,17 +1,33 @@
 """Text for people, and progress on a terminal and elsewhere."""
 
 import io
+from typing import Any
 
 import pytest
 from attrs import evolve
 
 from aiopt.cli._progress import Progress
 from aiopt.cli._text import duration, effect_text, effects_text, one_line, status_text, table
+from aiopt.events import (
+    CampaignStarted,
+    Event,
+    ExperimentFinished,
+    ExperimentStarted,
+    MeasuringPaused,
+    PairScheduled,
+    PairVoided,
+    Recorded,
+    RunMeasured,
+)
 from aiopt.log import Log
 from aiopt.replay import LogState, step
 from aiopt.views import EffectView
+from tests.factories import make
 
 from .conftest import Finished
+
+_CAMPAIGN, _ONE = "cmp-0001~1", "exp-0001~1"
+_PARAMS = {"metrics": {"cost": {"role": "primary"}}, "workloads": {"main": {}}, "pairs": 7}
 
 _EFFECT = EffectView(
     metric="cost",
@@ -49,6 +65,7 @@ def test_effects() -> None:
     other = evolve(_EFFECT, workload="other", better_percent=-0.5, better_percent_high=0.25)
     assert effects_text([_EFFECT, other]).endswith(", cost (other) -0.50 % [+4.88, +0.25]")
     assert effect_text(evolve(_EFFECT, better_percent=None)) == "cost ?"
+    assert effect_text(evolve(_EFFECT, biased=True)) == "cost ~+9.5 % [+4.9, ?]"
 
 
 def test_table_and_lines() -> None:
@@ -97,9 +114,16 @@ def test_progress_on_a_terminal(finished: Finished, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("COLUMNS", "200")
     text = _replayed(finished, _Terminal(), 0.5)
     assert "\r\x1b[K" in text
-    assert "5 of at most 7 pairs  cost +20.0 % [" in text
-    assert " left" in text
+    assert "exp-0002  calibrating 4 of 10 pairs (main)  " in text
+    assert "s left" in text
+    assert "exp-0003 01-better  screen 4 of 6  cost ~+20.0 % [" in text
+    assert "exp-0003 01-better  confirmation 5 of 8  cost +20.0 % [" in text
     assert "01-better: keep  cost +20.0 %" in text
+    assert "exp-0008  audit 3 of 6 pairs (main)  cost +28.0 % [?, ?]  at least " in text
+    assert "exp-0009 without 01-better  ablation 3 of 6 pairs (main)  cost +20.0 % [" in text
+    lines = [line for line in text.replace("\r\x1b[K", "\n").splitlines() if " left" in line]
+    assert lines
+    assert not any("screen" in line or "confirmation" in line for line in lines)
 
 
 def test_progress_elsewhere(finished: Finished) -> None:
@@ -107,5 +131,48 @@ def test_progress_elsewhere(finished: Finished) -> None:
     quick = _replayed(finished, io.StringIO(), 0.001).splitlines()
     slow = _replayed(finished, io.StringIO(), 5.0).splitlines()
     assert not any("\x1b" in line or "\r" in line for line in quick + slow)
-    assert len([line for line in quick if "of at most" in line]) == 0
-    assert len([line for line in slow if "of at most" in line]) > 3
+    assert len([line for line in quick if " of " in line and "calibrating" in line]) == 0
+    assert len([line for line in slow if "calibrating" in line]) > 3
+    said = " ".join(" ".join(quick).split())
+    assert "On this machine, workload main: the smallest gain in cost that can be proved" in said
+
+
+def _shown(*events: tuple[str, Event]) -> str:
+    """What the progress says of events that happen at once."""
+    log = [(_CAMPAIGN, make(CampaignStarted, rule="signed-rank", rule_params=_PARAMS)), *events]
+    state, stream = LogState(), io.StringIO()
+    progress = Progress(stream=stream, clock=lambda: 0.0)
+    progress.attach(lambda: next(iter(state.campaigns.values())))
+    for seq, (name, event) in enumerate(log, 1):
+        recorded = Recorded(seq, name, 1, 1, seq, "2026-01-01T00:00:00", b"", event)
+        state = step(state, recorded)
+        progress(recorded)
+    return stream.getvalue()
+
+
+def _place(index: int) -> dict[str, Any]:
+    return {"purpose": "screen", "workload": "main", "index": index, "attempt": 0}
+
+
+def test_progress_of_what_is_rare() -> None:
+    """Pauses, pairs that do not count, a rule with a fixed number, a baseline that fails."""
+    text = _shown((_CAMPAIGN, MeasuringPaused(reason="6 of the last 25 pairs", seconds=120.0)))
+    assert "paused for 2m00s: 6 of the last 25 pairs" in text
+    started = make(ExperimentStarted, campaign=_CAMPAIGN, number=0, purpose="baseline", genome=())
+    failed = ExperimentFinished(outcome="abandoned", detail="exit 3")
+    text = _shown((_ONE, started), (_ONE, failed))
+    assert "exp-0001 baseline fails: exit 3 (0.0s)" in text
+    candidate = make(ExperimentStarted, campaign=_CAMPAIGN, number=1, purpose="candidate")
+    runs = [
+        make(RunMeasured, **_place(0), arm=arm, position=place, metrics={"cost": (1.0,)})
+        for place, arm in enumerate("AB", 1)
+    ]
+    scheduled = PairScheduled(**_place(0), order="AB")
+    begun: tuple[Event, ...] = (candidate, scheduled, *runs)
+    pairs = [(_ONE, event) for event in begun]
+    assert "screen 1 of 7" not in _shown(*pairs)  # no silence yet
+    assert "audit" not in _shown(*pairs, (_ONE, PairVoided(**_place(0), reason="steal")))
+    for purpose in ("calibration", "audit", "ablation"):
+        started = make(ExperimentStarted, campaign=_CAMPAIGN, number=0, purpose=purpose)
+        text = _shown((_ONE, started), (_ONE, failed))
+        assert "done" not in text

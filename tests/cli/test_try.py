@@ -13,6 +13,11 @@ _KEYS = [
     "patch",
     "status",
     "reason",
+    "stage",
+    "p_screen",
+    "p_confirm",
+    "mei_eff_percent",
+    "needs",
     "effects",
     "log_tail",
     "incumbent",
@@ -33,6 +38,13 @@ def test_verdicts_in_turn(toy: Maker) -> None:
     assert list(answer) == _KEYS
     assert (answer["status"], answer["patch"]) == ("keep", "faster")
     assert answer["incumbent"]["patches"] == ["faster"]
+    assert (answer["stage"], answer["needs"], answer["mei_eff_percent"]) == (
+        "confirm",
+        None,
+        2.9554,
+    )
+    assert answer["p_confirm"] < answer["p_screen"] < 0.01
+    assert "the smallest gain in cost that can be proved is 3.0 %" in kept.stderr
     assert answer["incumbent"]["candidate"] == answer["candidate"]
 
     Path("worse.patch").write_text(diff("cost", "90", "95"))
@@ -59,12 +71,15 @@ def test_verdicts_in_turn(toy: Maker) -> None:
     text = invoke("try", "toy", "--patch", "-", input=diff("note", "a", "b"))
     assert text.exit_code == 3
     assert "discard no effect" in text.stdout
+    assert "  p of the screen 1\n" in text.stdout
+    assert "~+0.00 %" in text.stdout
     assert "next: try another idea on top of the source with faster" in text.stdout
 
-    fixed = invoke(*words, "--pairs", "9", input=diff("cost", "90", "80"))
+    settled = ("--set", "mei=0.05", "--rule", "two-stage")
+    fixed = invoke(*words, *settled, input=diff("cost", "90", "80"))
     assert fixed.exit_code == 2
-    assert "--pairs: settled when cmp-0001 began" in fixed.stderr
-    fresh = invoke(*words, "--new", "--pairs", "9", input=diff("cost", "100", "80"))
+    assert "--rule, --set: settled when cmp-0001 began" in fixed.stderr
+    fresh = invoke(*words, "--new", *settled, input=diff("cost", "100", "80"))
     assert fresh.exit_code == 0
     assert json.loads(fresh.stdout)["campaign"].startswith("cmp-0002~")
     assert invoke("resume", "toy").exit_code == 2
