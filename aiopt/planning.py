@@ -15,6 +15,7 @@ from attrs import frozen
 from aiopt.stats import Floats, critical_rank_sum, mad_sd
 
 __all__ = [
+    "LARGEST",
     "Noise",
     "Plan",
     "autocorrelation",
@@ -30,6 +31,9 @@ __all__ = [
 ]
 
 _SIZES = (5, 6, 7, 8, 9, 10, 12, 14, 16, 19, 22, 26, 30, 35, 40, 48, 56, 64, 80, 100, 120, 160, 200)
+LARGEST = _SIZES[-1]
+"""The most pairs that are ever planned for."""
+
 _SEED = 20240229
 """Belongs to the rule's version: another seed is another plan."""
 

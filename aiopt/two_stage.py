@@ -46,7 +46,7 @@ from aiopt.guards import (
     workload_margins,
 )
 from aiopt.pairs import Pair, composite, effect_of, pairs_by_purpose, rounded
-from aiopt.planning import pairs_to_prove, replan_confirmation
+from aiopt.planning import LARGEST, pairs_to_prove, replan_confirmation
 from aiopt.rules import NeedsMore, Objective, RuleParams
 from aiopt.sequential import Stage
 from aiopt.stage_progress import StageProgress, advance
@@ -94,7 +94,10 @@ class TwoStage:
         beyond = over_limit(params, candidate)
         if beyond:
             return self._verdict("discard_regression", beyond)
-        return self._decided(_Course.of(params, events, measured))
+        course = _Course.of(params, events, measured)
+        if not course.plans:
+            return self._verdict("inconclusive", "the calibration has no value of any objective")
+        return self._decided(course)
 
     def looks(self, params: RuleParams, events: Sequence[Event]) -> Sequence[LookTaken]:
         """See `Rule.looks`."""
@@ -129,7 +132,8 @@ class TwoStage:
             text = name_all(
                 "not shown to keep within its margin, though there is a gain", unresolved
             )
-            return self._verdict("inconclusive", text, effects, course)
+            verdict = self._verdict("inconclusive", text, effects, course)
+            return evolve(verdict, needs=_pairs_to_resolve(course, unresolved))
         return self._verdict("keep", name_all("proved better", better), effects, course)
 
     def _discarded(
@@ -376,6 +380,19 @@ def _guards(
 def _needs_guard(workload: str, wanted: int, pairs: Sequence[Pair]) -> NeedsMore:
     missing = wanted - len(pairs)
     return NeedsMore(purpose="guard", wanted={workload: wanted}, missing=missing)
+
+
+def _pairs_to_resolve(course: _Course, unresolved: Sequence[Effect]) -> int | None:
+    """Pairs that would show that the guards hold, if the candidate does not touch them; None if
+    no number that is planned for would.
+    """
+    params, sizes = course.params, []
+    for effect in unresolved:
+        guards = params.workloads[effect.workload].guard
+        margins = workload_margins(params, effect.workload) if guards else main_margins(params)
+        name, workload, margin = effect.metric, effect.workload, margins[effect.metric]
+        sizes.append(guard_plan(params, course.measured, name, workload, margin, LARGEST))
+    return max(n for n, _ in sizes) if all(reached for _, reached in sizes) else None
 
 
 def _two_looks(
