@@ -117,7 +117,7 @@ def _view(campaign: CampaignState, experiment: ExperimentState, audit: AuditMeas
         ablation=ablation,
         ablation_due=len(ablation) < wanted,
         shrunken=shrunken_table(campaign),
-        sentences=tuple(_sentences(campaign, claims, ablation)),
+        sentences=tuple(_sentences(campaign, ablation)),
     )
 
 
@@ -200,15 +200,12 @@ def _ablation(campaign: CampaignState) -> Iterator[AblationRow]:
         )
 
 
-def _sentences(
-    campaign: CampaignState, claims: tuple[ClaimRow, ...], ablation: tuple[AblationRow, ...]
-) -> Iterator[str]:
-    if claims:
-        steps = plural(len(campaign.kept), "kept patch", "kept patches")
-        yield (
-            "The audit is the result. What is claimed beside it is the sum over "
-            f"{steps}, each of which was chosen."
-        )
+def _sentences(campaign: CampaignState, ablation: tuple[AblationRow, ...]) -> Iterator[str]:
+    steps = plural(len(campaign.kept), "kept patch", "kept patches")
+    yield (
+        f"The audit is the result. What is claimed beside it is the sum over {steps}, each of "
+        "which was chosen."
+    )
     unsupported = [row.patch for row in ablation if row.state == "unsupported"]
     if unsupported:
         margin = percent_of(campaign.params.delta0)

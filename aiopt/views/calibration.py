@@ -189,7 +189,7 @@ def _sentences(
         for row in rows:
             if (row.role, row.workload) == ("primary", workload):
                 text = _provable(row)
-                yield f"{place}{text}." if place else f"{text[0].upper()}{text[1:]}."
+                yield f"{place}{text}." if place else f"{_capital(text)}."
                 place = ""
                 yield from _interesting(campaign, row, spreads)
         yield from _quietest(spreads)
@@ -217,18 +217,25 @@ def _interesting(
     params = campaign.params
     if row.mei_eff <= params.mei:
         return
-    gain = share(percent(params.mei, params.direction_of(row.metric)))
-    text = (
-        f"A gain of {gain} would take about {row.pairs_for_mei} pairs{_time(row.minutes_for_mei)}, "
-        "and cannot be proved with this plan"
-    )
+    clauses = []
+    if row.mei_eff <= _HOPELESS:
+        gain = share(percent(params.mei, params.direction_of(row.metric)))
+        clauses.append(
+            f"a gain of {gain} would take about {row.pairs_for_mei} pairs"
+            f"{_time(row.minutes_for_mei)}, and cannot be proved with this plan"
+        )
     quieter = _quieter(campaign, row, spreads)
     if quieter is not None:
-        text += (
-            f"; {quieter} would make it cheaper: its pairs differ by {share(spreads[quieter])}, "
+        clauses.append(
+            f"{quieter} would make it cheaper: its pairs differ by {share(spreads[quieter])}, "
             f"those of {row.metric} by {share(row.sd_pair)}"
         )
-    yield f"{text}."
+    if clauses:
+        yield f"{_capital('; '.join(clauses))}."
+
+
+def _capital(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}"
 
 
 def _time(minutes: float | None) -> str:
@@ -309,7 +316,7 @@ def _all(measured: Measured) -> list[Pair]:
 
 def _void_sentences(params: RuleParams, measured: Measured, off: Sequence[str]) -> Iterator[str]:
     for warning in rules_in_force(params.void, _all(measured))[1]:
-        yield f"{warning[0].upper()}{warning[1:]}."
+        yield f"{_capital(warning)}."
     chosen = [name for name in off if not getattr(params.void, name)]
     if chosen:
         yield f"Switched off by the settings, so that they void no pair: {', '.join(chosen)}."

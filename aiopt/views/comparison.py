@@ -110,6 +110,6 @@ def _sentences(logged: str) -> Iterator[str]:
     )
     yield (
         "This flatters the rules of other tools: the pairs were run side by side, where those "
-        "tools measure in blocks or against a stored score."
+        "tools measure in blocks or against a stored score. They do not look at guards."
     )
     yield "No error level holds for a rule that is chosen after the outcomes were seen (post hoc)."
