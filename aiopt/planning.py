@@ -179,7 +179,7 @@ def plan_guard(
 def pairs_to_prove(plan: Plan, mei: float, delta0: float) -> int:
     """Pairs that a proof of `mei` would take: both stages, in the ratio of the squared effects."""
     ratio = (plan.mei_eff - delta0) / (mei - delta0)
-    return math.ceil((plan.n1 + plan.n2) * ratio**2)
+    return math.ceil(round((plan.n1 + plan.n2) * ratio**2, 6))
 
 
 def _pool(d: Sequence[float]) -> tuple[float, ...]:
