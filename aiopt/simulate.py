@@ -628,14 +628,14 @@ _LAYOUT_PARAMS = {"delta0": 0.02, "mei": 0.05}
 _CELLS: Mapping[str, _Cell] = {
     "nothing": _Cell(on="models", gains=Exactly(0), campaigns=125, params={"delta0": 0.0}),
     "null": _Cell(on="measurable", gains=Exactly(0), campaigns=5, size=200, adopting=True),
-    "3 %": _Cell(on="measurable", gains=Exactly(0.03), campaigns=30, size=10),
-    "5 %": _Cell(on="measurable", gains=Exactly(0.05), campaigns=30, size=10),
+    "3 %": _Cell(on="measurable", gains=Exactly(0.03), campaigns=100, size=10),
+    "5 %": _Cell(on="measurable", gains=Exactly(0.05), campaigns=100, size=10),
     "mixed": _Cell(on="measurable", gains=Mixed(), campaigns=5, size=200, adopting=True),
     "overloaded": _Cell(on="overloaded", gains=Exactly(0), campaigns=4, size=25),
     "smallest": _Cell(on="overloaded", gains=AtSmallest(), campaigns=40),
     "layout": _Cell(on="measurable", gains=Layout(0.018), campaigns=38, params=_LAYOUT_PARAMS),
     "layout 5 %": _Cell(
-        on="measurable", gains=Exactly(0.05), campaigns=30, size=10, params=_LAYOUT_PARAMS
+        on="measurable", gains=Exactly(0.05), campaigns=100, size=10, params=_LAYOUT_PARAMS
     ),
     "replay": _Cell(on="measurable", gains=Mixed(), campaigns=2, size=20, replaying=True),
 }
