@@ -46,6 +46,7 @@ from aiopt.ids import candidate_id
 from aiopt.replay import CampaignState, fold
 from aiopt.rules import params_from
 from aiopt.views import (
+    advice,
     audit_view,
     baseline_failed,
     budget_view,
@@ -968,3 +969,66 @@ def test_times_in_sentences(seconds: float, text: str) -> None:
 def test_shares_in_sentences() -> None:
     """Two figures."""
     assert [share(x) for x in (0.14, 0.03, 0.0012, 0.0)] == ["14 %", "3.0 %", "0.12 %", "0.00 %"]
+
+
+# ---- what to do next ----
+
+
+def _advice(
+    kind: Any, effects: tuple[Effect, ...] = (), needs: int | None = None, rule: str = "two-stage"
+) -> str:
+    verdict = make(VerdictReached, kind=kind, effects=effects, needs=needs)
+    judged = _on(_FIRST, [verdict, ExperimentFinished(outcome="judged")])
+    state = _state(_proposed(1), _experiment(_FIRST), *judged, rule=rule, params=_CALIBRATED)
+    return advice(state, state.proposals[1], "toy.db", "toy")
+
+
+def test_advice_after_an_inconclusive_verdict() -> None:
+    """More pairs if there is a plan for them; else less noise, larger gains or wider margins."""
+    assert "about 101 pairs would tell: `aiopt try toy --new --set cap=51`" in (
+        _advice("inconclusive", needs=101)
+    )
+    assert "about 900 pairs would tell, more than any plan has: quieten the machine" in (
+        _advice("inconclusive", needs=900)
+    )
+    assert _advice("inconclusive").startswith("noise may hide a gain: quieten the machine")
+    assert "--new --pairs N" in _advice("inconclusive", rule="signed-rank")
+    guard = make(Effect, metric="rss", role="guard", workload="main", state="unresolved")
+    text = _advice("inconclusive", (guard,), needs=70)
+    assert "too much noise to be sure of rss (about 70 pairs would tell): give it a wider" in text
+    assert "sure of rss: give it a wider margin" in _advice("inconclusive", (guard,))
+
+
+def test_advice_after_other_verdicts() -> None:
+    """Mend it, change something that is used, or go on with another idea."""
+    assert "mend what failed and try again; `aiopt show toy.db exp-0001`" in _advice("invalid")
+    assert "the build came out the same" in _advice("no_change")
+    assert "another idea on top of the unmodified source" in _advice("discard_no_effect")
+    state = _state(*_kept(_FIRST, 1, _PATCH, _effect(), (_PATCH,)), _proposed(1))
+    state.proposals[1].status, state.proposals[1].experiment = "judged", _FIRST
+    assert "the next patch must apply to the source with fast" in (
+        advice(state, state.proposals[1], "toy.db", "toy")
+    )
+
+
+@pytest.mark.parametrize("verdict", [None, "discard_no_effect"])
+def test_advice_after_a_duplicate(verdict: Any) -> None:
+    """Where it was tried before; a patch that does not apply is to be mended."""
+    judged = [(_FIRST, make(VerdictReached, kind=verdict, effects=()))] if verdict else []
+    duplicate = make(CandidateRejected, number=2, reason="duplicate", duplicate_of=_FIRST)
+    mended = make(CandidateRejected, number=3, reason="does_not_apply", duplicate_of=None)
+    state = _state(
+        _proposed(1),
+        _experiment(_FIRST),
+        *judged,
+        _proposed(2),
+        (_CAMPAIGN, duplicate),
+        _proposed(3),
+        (_CAMPAIGN, mended),
+    )
+    said = advice(state, state.proposals[2], "toy.db", "toy")
+    assert said == (
+        f"it was tried before: {verdict or 'not judged yet'}; `aiopt show toy.db exp-0001` has "
+        "everything"
+    )
+    assert "mend the patch" in advice(state, state.proposals[3], "toy.db", "toy")

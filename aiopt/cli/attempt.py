@@ -17,16 +17,20 @@ from aiopt.errors import AiOptError
 from aiopt.events import GateFailed
 from aiopt.protocols import Patch
 from aiopt.replay import CampaignState, LogState, ProposalState
-from aiopt.verdict import RULES
-from aiopt.views import CandidateRow, EffectView, baseline_failed, candidate_row, is_finished
+from aiopt.views import (
+    CandidateRow,
+    EffectView,
+    advice,
+    baseline_failed,
+    candidate_row,
+    is_finished,
+)
 
 __all__ = ["attempt"]
 
 _TAIL_LINES = 30
 _FIXED = ("mode", "seed", "rule", "set", "pairs", "alpha")
 """Options that are settled when a campaign begins."""
-_LARGEST_CAP = 200
-"""The planner tries no more pairs for one stage."""
 
 
 @frozen(kw_only=True)
@@ -172,7 +176,7 @@ def _answer(campaign: CampaignState, proposal: ProposalState, log: Path, target:
             tree=campaign.incumbent_tree,
             patches=tuple(patch.name for patch in campaign.incumbent_genome),
         ),
-        next=_seen_before(campaign, proposal, log) or _next(row, campaign, log, target),
+        next=advice(campaign, proposal, str(log), target),
         log=str(log),
     )
 
@@ -188,60 +192,6 @@ def _log_tail(campaign: CampaignState, row: CandidateRow, store: BlobStore) -> s
                 return str(error)
             return "\n".join(text.splitlines()[-_TAIL_LINES:])
     return None
-
-
-def _seen_before(campaign: CampaignState, proposal: ProposalState, log: Path) -> str:
-    """Where a duplicate was judged."""
-    of = proposal.rejected.duplicate_of if proposal.rejected is not None else None
-    earlier = campaign.experiments.get(of or "")
-    if earlier is None:
-        return ""
-    verdict = earlier.verdict.kind if earlier.verdict is not None else "not judged yet"
-    return f"it was tried before: {verdict}; `aiopt show {log} {short(of)}` has everything"
-
-
-def _next(row: CandidateRow, campaign: CampaignState, log: Path, target: str) -> str:
-    """What to do now."""
-    show = f"`aiopt show {log} {short(row.experiment)}`"
-    base = "the unmodified source"
-    if campaign.incumbent_genome:
-        base = f"the source with {', '.join(p.name for p in campaign.incumbent_genome)}"
-    match row.status:
-        case "keep":
-            return f"it is the incumbent now: the next patch must apply to {base}"
-        case "rejected":
-            return f"mend the patch: it must apply to {base} and stay in the editable scope"
-        case "invalid":
-            return f"mend what failed and try again; {show} has every stage"
-        case "inconclusive":
-            return _undecided(row, campaign, target)
-        case "no_change":
-            return "the build came out the same: change what the build uses, then try again"
-        case _:
-            return f"try another idea on top of {base}; {show} has every pair"
-
-
-def _undecided(row: CandidateRow, campaign: CampaignState, target: str) -> str:
-    """What would settle it. Trying the same again would not: the level is spent."""
-    quieter = "quieten the machine (`aiopt doctor`) or measure something quieter"
-    if not RULES[campaign.started.rule].calibrated:
-        return (
-            f"noise may hide a gain: `aiopt try {target} --new --pairs N` measures more pairs, or "
-            f"{quieter}"
-        )
-    if row.needs is None:
-        return (
-            "there is a gain, and a guard is too noisy to be sure of: give it a wider margin in "
-            f"target.toml if you can accept that, or {quieter}"
-        )
-    cap = -(-row.needs // 2)
-    if cap <= _LARGEST_CAP:
-        more = f"`aiopt try {target} --new --set cap={cap}` begins a campaign with as many"
-        return f"about {row.needs} pairs would tell: {more}; or {quieter}"
-    return (
-        f"about {row.needs} pairs would tell, which no plan has: {quieter}, or look for larger "
-        "gains (`--set mei=…` in a new campaign)"
-    )
 
 
 def _print(answer: _Answer) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from attrs import fields, has
 
 from aiopt.ids import short_name
+from aiopt.views.advice import advice
 from aiopt.views.audit import (
     AblationRow,
     AuditView,
@@ -68,6 +69,7 @@ __all__ = [
     "ShrunkenRow",
     "StageRow",
     "Summary",
+    "advice",
     "audit_view",
     "baseline_failed",
     "budget_view",
