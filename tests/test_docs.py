@@ -1,5 +1,6 @@
 """README.md, program.md and the examples say what is there, and what they say works."""
 
+import math
 import os
 import re
 import sqlite3
@@ -8,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from random import Random
 
 import click
 import pytest
@@ -77,12 +79,12 @@ def test_paths_that_are_named_exist() -> None:
             assert (ROOT / path).exists(), path
 
 
-def blocks() -> Iterator[str]:
+def blocks(language: str) -> Iterator[str]:
     for text in TEXTS.values():
-        yield from re.findall(r"<!-- run -->\n```sh\n(.*?)```", text, re.DOTALL)
+        yield from re.findall(rf"<!-- run -->\n```{language}\n(.*?)```", text, re.DOTALL)
 
 
-@pytest.mark.parametrize("block", [*blocks()])
+@pytest.mark.parametrize("block", [*blocks("sh")])
 def test_examples_run(block: str, tmp_path: Path) -> None:
     """What is marked to be run is run, in an empty folder."""
     done = subprocess.run(
@@ -90,6 +92,22 @@ def test_examples_run(block: str, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "targets" / "mine" / "target.toml").is_file()
+
+
+@pytest.mark.parametrize("gain", [0.0, 0.1])
+@pytest.mark.parametrize("block", [*blocks("python")])
+def test_examples_in_python(block: str, gain: float, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is marked to be run decides as it should, for costs with a little noise."""
+    rng = Random(11)
+    exec(
+        block,
+        {
+            "old": lambda: math.exp(rng.gauss(0, 0.005)),
+            "new": lambda: (1 - gain) * math.exp(rng.gauss(0, 0.005)),
+        },
+    )
+    kind = "keep" if gain else "discard_no_effect"
+    assert f"ProtocolVerdict(kind='{kind}', keep={gain > 0}, " in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -103,14 +121,17 @@ def test_the_library_example(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
+        "provable of memory: 3.0 %, 8 + 9 pairs",
+        "provable of steps: 3.0 %, 8 + 9 pairs",
         "kept: fewer-steps",
         "fewer-steps: keep",
         "no-difference: discard_no_effect",
         "wrong-answer: invalid",
-        "runs: 31, of the candidate: 16",
+        "runs: 85, of the candidate: 43",
         "first with other weights: fewer-steps, log cost ratio +0.045",
         "flips: []",
-        "folders: 5",
+        "by signed-rank: ['keep', 'discard_no_effect', 'invalid']",
+        "folders: 6",
     ]
 
 

@@ -992,7 +992,7 @@ def test_advice_after_an_inconclusive_verdict() -> None:
         _advice("inconclusive", needs=900)
     )
     assert _advice("inconclusive").startswith("noise may hide a gain: quieten the machine")
-    assert "--new --pairs N" in _advice("inconclusive", rule="signed-rank")
+    assert "--new --rule signed-rank --pairs N" in _advice("inconclusive", rule="signed-rank")
     guard = make(Effect, metric="rss", role="guard", workload="main", state="unresolved")
     text = _advice("inconclusive", (guard,), needs=70)
     assert "too much noise to be sure of rss (about 70 pairs would tell): give it a wider" in text

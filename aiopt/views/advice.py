@@ -61,10 +61,11 @@ def _undecided(row: CandidateRow, campaign: CampaignState, target: str) -> str:
             f"there is a gain, and too much noise to be sure of {', '.join(guards)}{pairs}: give "
             f"it a wider margin in target.toml if you can accept that, or {quieter}"
         )
-    if not RULES[campaign.started.rule].calibrated:
+    rule = campaign.started.rule
+    if not RULES[rule].calibrated:
         return (
-            f"noise may hide a gain: `aiopt try {target} --new --pairs N` measures more pairs, or "
-            f"{quieter}"
+            f"noise may hide a gain: `aiopt try {target} --new --rule {rule} --pairs N` measures "
+            f"more pairs, or {quieter}"
         )
     if row.needs is None:
         return f"noise may hide a gain: {quieter}"
