@@ -10,7 +10,7 @@ the primaries that did not improve, are non-inferiority tests on the same pairs.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from aiopt.events import Effect, Event, LookTaken, VerdictReached
 from aiopt.guards import (
@@ -76,7 +76,7 @@ class SignedRank:
         if undecided and not (_hopeless(params, screens, planned) or _broken(params, screens)):
             missing = needs("screen", dict.fromkeys(params.main, planned), screens)
             assert missing is not None
-            return missing
+            return evolve(missing, maybe_fewer=True)
         shown = [effect for effect in objectives if effect.state == "improved" or not improved]
         effects = [*shown, *self._others(params, screens, objectives, improved)]
         if beyond:

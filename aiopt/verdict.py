@@ -223,7 +223,9 @@ class Judge(Generic[T]):
         deciding again would say the same.
         """
         decided = self._decided
-        return isinstance(decided, NeedsMore) and any(
+        if not isinstance(decided, NeedsMore) or decided.maybe_fewer:
+            return False
+        return any(
             self._valid[decided.purpose, workload] < wanted
             for workload, wanted in decided.wanted.items()
         )
