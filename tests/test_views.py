@@ -30,6 +30,7 @@ from aiopt.events import (
     IncumbentChanged,
     LevelCharged,
     LookTaken,
+    MachineUnfit,
     MetricUnreadable,
     PairScheduled,
     PairVoided,
@@ -256,6 +257,10 @@ def test_summary_and_audit() -> None:
     assert summary(before).status == "unfinished"
     interrupted = _state((_CAMPAIGN, CampaignInterrupted(reason="stopped")))
     assert summary(interrupted).status == "interrupted"
+    unfit = MachineUnfit(reason="9 of the last 25 pairs were void", voided=9, scheduled=25)
+    assert summary(_state((_CAMPAIGN, unfit))).reason == (
+        "the machine is unfit: 9 of the last 25 pairs were void"
+    )
     state = _state(
         _proposed(1),
         _experiment(one),
@@ -566,6 +571,32 @@ def test_void_rules_that_are_off() -> None:
     assert view.void_rules_off == ("psi", "throttle")
     text = "Switched off by the settings, so that they void no pair: psi, throttle."
     assert view.sentences[-1] == text
+
+
+def test_layout_of_compiled_targets() -> None:
+    """How much rebuilds differ that change nothing."""
+    found = make(
+        CalibrationMeasured,
+        metric="cost",
+        workload="main",
+        role="primary",
+        mei_eff=0.03,
+        layout_sd=0.018,
+        warnings=(),
+    )
+    state = _state(
+        _experiment(_FIRST, "calibration", 0),
+        (_FIRST, found),
+        (_FIRST, ExperimentFinished(outcome="measured")),
+        rule="two-stage",
+        params={**_PARAMS, "layout": {"rotate": 6}},
+    )
+    view = calibration_view(state)
+    assert view is not None
+    assert view.sentences[1] == (
+        "cost (main): neutral rebuilds of the same source differ by 1.8 %; confirmation rotates "
+        "over 6 of them."
+    )
 
 
 def test_calibration_that_failed() -> None:

@@ -107,7 +107,8 @@ def _stage(event: Event) -> str:
 def _measurement(event: Event) -> str:
     match event:
         case PairScheduled():
-            return f"{_pair(event)} order {event.order}"
+            rebuild = f" rebuild {event.layout}" if event.layout else ""
+            return f"{_pair(event)} order {event.order}{rebuild}"
         case RunMeasured():
             samples = (
                 f"{name}={','.join(f'{value:g}' for value in values)}"

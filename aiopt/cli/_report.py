@@ -134,7 +134,7 @@ def candidate_lines(rows: Sequence[CandidateRow]) -> Iterator[str]:
             row.patch,
             status_text(row.status),
             effects_text(row.primaries),
-            "" if row.status == "keep" else one_line(row.reason, _REASON_WIDTH),
+            "" if row.status == "keep" else one_line(_reason(row), _REASON_WIDTH),
         )
         for row in rows
     ]
@@ -142,6 +142,12 @@ def candidate_lines(rows: Sequence[CandidateRow]) -> Iterator[str]:
     yield table(head, lines, right=[0])
     if any(effect.biased for row in rows for effect in row.primaries):
         yield _BIASED
+
+
+def _reason(row: CandidateRow) -> str:
+    """What would settle it comes first, for long reasons are cut."""
+    needs = f"about {row.needs} pairs would tell: " if row.needs is not None else ""
+    return f"{needs}{row.reason}"
 
 
 def effect_lines(effects: Sequence[EffectView]) -> Iterator[str]:

@@ -221,10 +221,23 @@ def _pair_lines(pairs: tuple[PairRow, ...]) -> Iterator[str]:
         for name in names:
             a, b = (_samples((arm or {}).get(name)) for arm in (pair.a, pair.b))
             cells.append(f"{a} -> {b}")
-        remark = f"void: {pair.void}" if pair.void else "; ".join(pair.unreadable)
+        remarks = [
+            f"rebuild {pair.layout}" if pair.layout else "",
+            f"void: {pair.void}" if pair.void else "",
+            *pair.unreadable,
+        ]
         again = f".{pair.attempt}" if pair.attempt else ""
         place = f"{pair.index}{again}"
-        rows.append((pair.purpose, pair.workload, place, pair.order, *cells, remark))
+        rows.append(
+            (
+                pair.purpose,
+                pair.workload,
+                place,
+                pair.order,
+                *cells,
+                "; ".join(filter(None, remarks)),
+            )
+        )
     head = ("pairs", "workload", "n", "order", *(f"{name} (A -> B)" for name in names), "")
     yield table(head, rows)
 

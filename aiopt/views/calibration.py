@@ -194,6 +194,11 @@ def _sentences(
                 yield from _interesting(campaign, row, spreads)
         yield from _quietest(spreads)
     for row in rows:
+        if row.layout_sd is not None:
+            yield (
+                f"{row.metric} ({row.workload}): neutral rebuilds of the same source differ by "
+                f"{share(row.layout_sd)}; confirmation rotates over {params.layout.rotate} of them."
+            )
         planned = row.role == "primary" and row.mei_eff > params.mei
         # the first warning of such a plan says what the sentences above say with its numbers
         for warning in row.warnings[1:] if planned else row.warnings:

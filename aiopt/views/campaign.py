@@ -249,7 +249,7 @@ def summary(campaign: CampaignState) -> Summary:
         rule=started.rule,
         seed=started.seed,
         status=status,
-        reason=campaign.finished or "",
+        reason=campaign.finished or _unfit(campaign),
         baseline=campaign.baseline,
         incumbent=campaign.incumbent,
         kept=tuple(patch.name for patch in campaign.incumbent_genome),
@@ -259,6 +259,11 @@ def summary(campaign: CampaignState) -> Summary:
         candidates=candidates,
         audit=audit_view(campaign),
     )
+
+
+def _unfit(campaign: CampaignState) -> str:
+    unfit = campaign.unfit
+    return f"the machine is unfit: {unfit.reason}" if unfit is not None else ""
 
 
 def is_finished(campaign: CampaignState) -> bool:

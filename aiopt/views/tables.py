@@ -124,6 +124,8 @@ class PairRow:
     index: int
     attempt: int
     order: str
+    layout: int
+    """Which neutral rebuild both arms were (of the purpose `layout`: arm B); 0: the plain build."""
     a: Mapping[str, tuple[float, ...]] | None
     """Of the incumbent; None: not measured."""
     b: Mapping[str, tuple[float, ...]] | None
@@ -165,6 +167,7 @@ def pair_table(events: Iterable[Event]) -> tuple[PairRow, ...]:
                     index=event.index,
                     attempt=event.attempt,
                     order=event.order,
+                    layout=event.layout,
                     a=a.metrics if a else None,
                     b=b.metrics if b else None,
                     void=voids.get(key, ""),

@@ -1,27 +1,37 @@
 """Text for people, and progress on a terminal and elsewhere."""
 
 import io
+import math
 from typing import Any
 
 import pytest
 from attrs import evolve
 
+from aiopt.cli._describe import describe
 from aiopt.cli._progress import Progress
+from aiopt.cli._report import audit_lines, candidate_lines
 from aiopt.cli._text import duration, effect_text, effects_text, one_line, status_text, table
 from aiopt.events import (
+    AblationMeasured,
+    CalibrationFailed,
+    CalibrationMeasured,
     CampaignStarted,
     Event,
     ExperimentFinished,
     ExperimentStarted,
+    LevelCharged,
+    LookTaken,
+    MachineUnfit,
     MeasuringPaused,
     PairScheduled,
     PairVoided,
     Recorded,
     RunMeasured,
+    VerdictReached,
 )
 from aiopt.log import Log
 from aiopt.replay import LogState, step
-from aiopt.views import EffectView
+from aiopt.views import AuditView, CandidateRow, EffectView, ShrunkenRow
 from tests.factories import make
 
 from .conftest import Finished
@@ -66,6 +76,153 @@ def test_effects() -> None:
     assert effects_text([_EFFECT, other]).endswith(", cost (other) -0.50 % [+4.88, +0.25]")
     assert effect_text(evolve(_EFFECT, better_percent=None)) == "cost ?"
     assert effect_text(evolve(_EFFECT, biased=True)) == "cost ~+9.5 % [+4.9, ?]"
+
+
+@pytest.mark.parametrize(
+    ("event", "text"),
+    [
+        (
+            make(
+                CalibrationMeasured,
+                metric="cpu",
+                workload="main",
+                sd_pair=0.01,
+                mei_eff=0.03,
+                n1=10,
+                n2=11,
+                warnings=("it drifts",),
+            ),
+            "cpu (main): pairs differ by 1.00%, 3.0% can be proved with 10 + 11; it drifts",
+        ),
+        (
+            make(
+                CalibrationMeasured,
+                metric="rss",
+                workload="main",
+                role="guard",
+                sd_pair=0.01,
+                mei_eff=math.log(1.1),
+                n2=6,
+                warnings=(),
+            ),
+            "rss (main): pairs differ by 1.00%, 6 pairs show that it holds within 10%",
+        ),
+        (CalibrationFailed(cause="order_effect", detail="p = 1e-5"), "order effect: p = 1e-5"),
+        (MeasuringPaused(reason="6 of 25 were void", seconds=60.0), "for 1m00s: 6 of 25 were void"),
+        (MachineUnfit(reason="9 of 25 were void", voided=9, scheduled=25), "9 of 25 were void"),
+        (
+            make(LevelCharged, number=3, charged=0.0005, spent=0.0015, left=0.0985),
+            "#3 is charged 0.0005: spent 0.0015, left 0.0985",
+        ),
+        (
+            make(
+                LookTaken,
+                purpose="screen",
+                metric="cpu",
+                workload="main",
+                pairs=6,
+                p=0.0156,
+                level=0.001,
+                effect=0.05,
+                sd=0.01,
+                action="cap",
+            ),
+            "screen cpu (main) after 6 pairs: p 0.016 of 0.001, effect +0.0500, sd 0.0100: cap",
+        ),
+        (
+            make(VerdictReached, kind="inconclusive", reason="noise", effects=(), needs=230),
+            "inconclusive: noise; about 230 pairs would tell",
+        ),
+        (
+            AblationMeasured(
+                final="c2",
+                without="a" * 64,
+                separable=False,
+                detail="does not apply",
+                effects=(),
+                supported=None,
+            ),
+            "c2 without aaaaaaaaaaaa: not separable: does not apply",
+        ),
+        (
+            AblationMeasured(
+                final="c2",
+                without="a" * 64,
+                separable=True,
+                detail="",
+                effects=(),
+                supported=False,
+            ),
+            "c2 without aaaaaaaaaaaa, unsupported:",
+        ),
+        (
+            make(PairScheduled, purpose="confirm", workload="main", index=3, attempt=0, layout=2),
+            "confirm main 3 order AB rebuild 2",
+        ),
+    ],
+)
+def test_events_on_one_line(event: Event, text: str) -> None:
+    """What each says."""
+    assert describe(event) == text
+
+
+def _row(number: int) -> ShrunkenRow:
+    return ShrunkenRow(
+        metric="cost",
+        workload="main",
+        number=number,
+        experiment=f"exp-{number:04d}~1",
+        patch=f"patch-{number}",
+        status="keep",
+        effect=0.1,
+        se=0.01,
+        shrunken=0.09,
+        effect_percent=9.5,
+        shrunken_percent=8.6,
+    )
+
+
+def test_the_table_for_ranking_is_cut() -> None:
+    """Its best rows are shown; how many there are is said."""
+    view = AuditView(
+        experiment="exp-0020~1",
+        final="c1",
+        effects=(_EFFECT,),
+        claims=(),
+        ablation=(),
+        ablation_due=False,
+        shrunken=tuple(_row(number) for number in range(1, 13)),
+        sentences=(),
+    )
+    text = "\n".join(audit_lines(view))
+    assert "patch-10 " in text
+    assert "patch-11 " not in text
+    assert text.endswith("the best 10 of 12; --json has all")
+
+
+def test_what_would_settle_an_undecided_candidate() -> None:
+    """Stands before the reason, which may be cut."""
+    row = CandidateRow(
+        number=1,
+        experiment="exp-0003~1",
+        candidate="c1",
+        patch="fast",
+        hypothesis="",
+        proposer="pool",
+        status="inconclusive",
+        reason="neither proved nor excluded " * 9,
+        stage="screen",
+        pairs=40,
+        seconds=1.0,
+        p_screen=0.2,
+        p_confirm=None,
+        mei_eff_percent=9.0,
+        needs=231,
+        effects=(evolve(_EFFECT, biased=True),),
+    )
+    lines = list(candidate_lines([row]))
+    assert "cost ~+9.5 % [+4.9, ?]     about 231 pairs would tell: neither proved" in lines[0]
+    assert lines[-1].startswith("~ an estimate of the screen")
 
 
 def test_table_and_lines() -> None:
