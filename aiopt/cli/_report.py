@@ -211,7 +211,8 @@ def _interval(effect: EffectView) -> str:
 
 def budget_lines(view: BudgetView) -> Iterator[str]:
     """What was charged for which candidate, and what the campaign promises."""
-    yield from prose([f"{short(view.campaign)}, rule {view.rule}: {view.sentences[0]}"])
+    rule = f", rule {view.rule}" if view.budget is not None else ""  # else the sentence names it
+    yield from prose([f"{short(view.campaign)}{rule}: {view.sentences[0]}"])
     if not view.rows:
         return
     yield ""
