@@ -17,8 +17,8 @@ aiopt/two_stage.py,aiopt/signed_rank.py,aiopt/other_tools.py,aiopt/comparisons.p
 aiopt/voiding.py,aiopt/simulate.py,aiopt/metrics.py,aiopt/target.py,$\
 aiopt/candidate.py,aiopt/settings.py,strategies/*.py
 
-.PHONY: help demo test lint ruff format-check mypy imports format coverage bench kill-suite dist \
-	venv clean
+.PHONY: help demo test lint ruff format-check mypy imports format coverage bench bench-verdict \
+	null-campaign kill-suite dist venv clean
 
 help:
 	@echo "make demo        optimise targets/pyserver; the log goes to results/demo/"
@@ -27,6 +27,8 @@ help:
 	@echo "make format      let ruff format the code"
 	@echo "make coverage    tests with coverage; 100 % is required of the modules without I/O"
 	@echo "make bench       measure aiopt itself"
+	@echo "make bench-verdict  score every decision rule on noise (minutes)"
+	@echo "make null-campaign  thirty patches that change nothing, none of which may be kept"
 	@echo "make kill-suite  kill campaigns at every kind of moment and compare how they end"
 	@echo "make dist        wheel and sdist in dist/"
 	@echo "make venv        just .venv, with everything for development"
@@ -63,6 +65,12 @@ coverage: $(VENV)/.aiopt-test
 
 bench: $(VENV)/.aiopt-bench
 	$(bin)/python -m tests.benchmarks $(ARGS)
+
+bench-verdict: $(VENV)/.aiopt-test
+	$(bin)/python -m tests.benchmarks.verdicts $(ARGS)
+
+null-campaign: $(VENV)/.aiopt-test
+	$(bin)/python -m tests.targets.null_campaign $(ARGS)
 
 kill-suite: $(VENV)/.aiopt-test
 	$(bin)/python -m tests.kill_suite $(ARGS)

@@ -37,6 +37,7 @@ LARGEST = _SIZES[-1]
 _SEED = 20240229
 """Belongs to the rule's version: another seed is another plan."""
 
+_ROUNDING = 1e-12
 _SD_FLOOR = 1e-4
 _LARGEST_EFFECT = 1.5
 _SCREEN_INFLATION = 1.1
@@ -95,11 +96,10 @@ def sd_of_pairs(d: Sequence[float]) -> float:
 def autocorrelation(values: Sequence[float]) -> float:
     """From each value to the next (lag 1); 0 for constant values, and for fewer than three."""
     x = np.asarray(values, dtype=np.float64)
-    x = x - x.mean() if x.size else x
-    total = float(x @ x)
-    if x.size < 3 or total <= 0:
+    if x.size < 3 or np.ptp(x) <= _ROUNDING * np.abs(x).max():
         return 0.0
-    return float(x[:-1] @ x[1:]) / total
+    x = x - x.mean()
+    return float(x[:-1] @ x[1:] / (x @ x))
 
 
 def order_effect_p(first_slower: Sequence[bool | None]) -> float:

@@ -65,6 +65,8 @@ class TwoStage:
 
     def problems(self, params: RuleParams) -> Iterator[tuple[str, str]]:
         """See `Rule.problems`."""
+        if params.pairs is not None:
+            yield "pairs", "belongs to fixed numbers (signed-rank); this rule plans its own"
         shared = len(params.objectives)
         for name, level, most in (
             ("alpha1", params.alpha1, params.cap),

@@ -125,7 +125,7 @@ def test_a_composite_decides_where_there_are_weights() -> None:
 
 def test_they_can_run_a_campaign_and_take_no_looks() -> None:
     judge = Judge(verdict_by("mean-of-n"), params(), seed=1, number=1)
-    while (pair := judge.nextPairScheduled) is not None:
+    while (pair := judge.next_pair()) is not None:
         judge.tell(
             pair,
             measured(pair, "A", {"cpu": 1.0, "rps": 100.0}),
