@@ -38,7 +38,7 @@ def _mean(paths: list[str]) -> float | None:
 
 
 def covariates() -> Mapping[str, float]:
-    """load1, cpus, steal_jiffies, psi_cpu_some_avg10, cpu_mhz, throttle_count: those that exist here.
+    """load1, cpus, steal_jiffies, psi_cpu_some_avg10, cpu_mhz, throttle_count: those that exist.
 
     Well below 1 ms: of many processors only the first eight are asked (reading a frequency
     interrupts the processor).
