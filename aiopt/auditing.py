@@ -9,7 +9,7 @@ from aiopt.errors import PatchError
 from aiopt.events import AblationMeasured, ExperimentFinished
 from aiopt.ids import candidate_id
 from aiopt.laboratory import Change, Laboratory
-from aiopt.measure import Side, TwoSides
+from aiopt.measure import Side
 from aiopt.replay import CampaignState, ExperimentState
 
 __all__ = ["ablate", "audit", "audit_is_due"]
@@ -35,10 +35,7 @@ async def audit(lab: Laboratory, *, anew: bool = False) -> ExperimentState:
         return done[-1]
     experiment = open_[0] if open_ else lab.begin("audit", 0, lab.incumbent, lab.baseline)
     emit = lab.emitter(experiment)
-    arms = TwoSides(
-        (await lab.side_of(lab.baseline)).writing_to(emit),
-        (await lab.side_of(lab.incumbent)).writing_to(emit),
-    )
+    arms = await lab.arms(experiment, lab.baseline, lab.incumbent)
     judge = lab.judge(experiment, audit_of(state.baseline, state.incumbent))
     outcome = await lab.run_pairs(experiment, judge, arms)
     emit(outcome, ExperimentFinished(outcome="measured"))
@@ -101,7 +98,7 @@ async def _ablate(lab: Laboratory, without: Change, place: int) -> None:
             supported=None,
         )
     else:
-        arms = TwoSides(side, (await lab.side_of(final)).writing_to(emit))
+        arms = await lab.arms(experiment, without, final, frozenset({"A"}))
         judge = lab.judge(experiment, ablation_of(final.candidate, patch.digest))
         outcome = await lab.run_pairs(experiment, judge, arms, frozenset({"A"}))
     emit(outcome, ExperimentFinished(outcome="measured"))

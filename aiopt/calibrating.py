@@ -13,8 +13,7 @@ from aiopt.calibration import (
     needs_anew,
 )
 from aiopt.events import CalibrationFailed, ExperimentFinished, PairPurpose
-from aiopt.laboratory import Laboratory, Unfit
-from aiopt.measure import TwoSides
+from aiopt.laboratory import Laboratory, LayoutArms, Unfit
 from aiopt.pairs import composite, pairs_by_purpose
 from aiopt.replay import CampaignState, ExperimentState
 from aiopt.rules import Objective
@@ -36,9 +35,11 @@ async def ensure_calibrated(lab: Laboratory) -> None:
     open_ = [e for e in state.of_purpose("calibration") if e.outcome is None]
     experiment = open_[0] if open_ else lab.begin("calibration", 0, lab.incumbent, lab.incumbent)
     emit = lab.emitter(experiment)
-    side = (await lab.side_of(lab.incumbent)).writing_to(emit)
+    arms = await lab.arms(experiment, lab.incumbent, lab.incumbent)
+    if isinstance(arms, LayoutArms):
+        await arms.build(["B"])  # before any pair: if they are all the same, that is its outcome
     judge: Judge[CalibrationOutcome] = lab.judge(experiment, calibration_of)
-    outcome = await lab.run_pairs(experiment, judge, TwoSides(side, side))
+    outcome = await lab.run_pairs(experiment, judge, arms)
     if isinstance(outcome, CalibrationFailed):
         emit(outcome, ExperimentFinished(outcome="abandoned", detail=outcome.cause))
         raise Unfit(f"the calibration failed ({outcome.cause}): {outcome.detail}")

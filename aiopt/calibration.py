@@ -11,7 +11,13 @@ from statistics import median
 
 from attrs import frozen
 
-from aiopt.events import CalibrationFailed, CalibrationMeasured, Event, PairPurpose
+from aiopt.events import (
+    CalibrationFailed,
+    CalibrationMeasured,
+    Event,
+    LayoutBuilt,
+    PairPurpose,
+)
 from aiopt.pairs import (
     Pair,
     composite,
@@ -234,6 +240,13 @@ def guard_plan(
 
 def calibration_of(params: RuleParams, events: Sequence[Event]) -> CalibrationOutcome | NeedsMore:
     """What the calibration found, for people; or why nothing can be judged on this machine."""
+    programs = _programs(params, events)
+    if len(programs) == 1 < len(programs[0]):
+        return CalibrationFailed(
+            cause="layout",
+            detail=f"all {len(programs[0])} rebuilds are the same program, byte for byte: the "
+            "build ignores the variable of [layout], or what it does with it changes nothing",
+        )
     measured = pairs_by_purpose(events)
     missing = missing_calibration(params, measured)
     if missing is not None:
@@ -242,7 +255,28 @@ def calibration_of(params: RuleParams, events: Sequence[Event]) -> CalibrationOu
     failure = _failure(found)
     if failure is not None:
         return failure
-    return (*(_reported(params, each) for each in found), *_guards(params, measured))
+    same = tuple(_same_programs(programs))
+    return (*(_reported(params, each, same) for each in found), *_guards(params, measured))
+
+
+def _programs(params: RuleParams, events: Sequence[Event]) -> list[list[int]]:
+    """The rebuilds, those together that are the same program; none if not all of them are there,
+    or if the target does not say what its program is.
+    """
+    digests = {e.layout: e.digest for e in events if isinstance(e, LayoutBuilt) and e.digest}
+    if not params.layout.rotate or len(digests) < params.layout.rotate:
+        return []
+    alike: dict[str, list[int]] = {}
+    for layout, digest in sorted(digests.items()):
+        alike.setdefault(digest, []).append(layout)
+    return list(alike.values())
+
+
+def _same_programs(programs: Sequence[Sequence[int]]) -> Iterator[str]:
+    for layouts in programs:
+        if len(layouts) > 1:
+            names = ", ".join(map(str, layouts))
+            yield f"the rebuilds {names} are the same program: there are {len(programs)} layouts"
 
 
 def _failure(found: Sequence[_Diagnosed]) -> CalibrationFailed | None:
@@ -257,13 +291,6 @@ def _failure(found: Sequence[_Diagnosed]) -> CalibrationFailed | None:
                 f"or slower (p = {each.noise.order_effect_p:.2g}), so runs influence each other: "
                 "look for state that survives a run (files, caches, a process that is busy)",
             )
-        if each.layout_passes:
-            return CalibrationFailed(
-                cause="layout",
-                detail=f"{each.name}: neutral rebuilds of the same source pass the screen, so the "
-                "accidents of code layout look like gains: use more rebuilds (layout.rotate) "
-                "or a larger delta0",
-            )
     if not any(each.calibrated.plan.reached for each in found):
         quietest = min(found, key=lambda each: each.noise.sd_pair)
         return CalibrationFailed(
@@ -275,7 +302,9 @@ def _failure(found: Sequence[_Diagnosed]) -> CalibrationFailed | None:
     return None
 
 
-def _reported(params: RuleParams, each: _Diagnosed) -> CalibrationMeasured:
+def _reported(
+    params: RuleParams, each: _Diagnosed, same_programs: tuple[str, ...]
+) -> CalibrationMeasured:
     calibrated, noise = each.calibrated, each.noise
     plan = calibrated.plan
     return CalibrationMeasured(
@@ -291,7 +320,7 @@ def _reported(params: RuleParams, each: _Diagnosed) -> CalibrationMeasured:
         autocorrelation=ten_digits(noise.autocorrelation),
         order_effect_p=ten_digits(noise.order_effect_p),
         layout_sd=rounded(each.layout_sd),
-        warnings=tuple(_warnings(params, each)),
+        warnings=(*_warnings(params, each), *same_programs),
     )
 
 
@@ -309,7 +338,17 @@ def _warnings(params: RuleParams, each: _Diagnosed) -> Iterator[str]:
             "the machine drifts, and only comparisons side by side mean anything"
         )
     if each.layout_p <= _LAYOUT_P:
-        yield f"neutral rebuilds differ (sd {each.layout_sd or 0:.1%}): layouts are rotated"
+        # Two arms differ by two accidents, of which the rebuilds average out all but this.
+        left = (each.layout_sd or 0.0) * math.sqrt(2 / params.layout.rotate)
+        yield (
+            f"neutral rebuilds differ (sd {each.layout_sd or 0:.1%}): rotating over "
+            f"{params.layout.rotate} of them leaves {left:.1%}"
+        )
+    if each.layout_passes:
+        yield (
+            "neutral rebuilds pass the screen, which compares plain builds: candidates will pass "
+            "it too that only the confirmation, in rotated layouts, finds to be no better"
+        )
 
 
 def _guards(params: RuleParams, measured: Measured) -> Sequence[CalibrationMeasured]:

@@ -21,6 +21,7 @@ from aiopt.errors import (
     SessionLost,
 )
 from aiopt.events import (
+    Arm,
     CandidateRejected,
     Event,
     ExperimentFinished,
@@ -36,7 +37,7 @@ from aiopt.events import (
 from aiopt.ids import short_name
 from aiopt.laboratory import Change, Laboratory
 from aiopt.lifecycle import Emit
-from aiopt.measure import Side, TwoSides, outcome_of, profile_runs, run_once
+from aiopt.measure import Side, outcome_of, profile_runs, run_once
 from aiopt.protocols import Profiler
 from aiopt.replay import CampaignState, ExperimentState, ProposalState
 from aiopt.verdict import RULES, Judge, verdict_by
@@ -264,11 +265,10 @@ class Evaluator:
         side = self._bench.sides[proposal.proposed.candidate]
         emit = self._lab.emitter(experiment)
         self._charge(experiment)
-        incumbent = await self._lab.side_of(self._lab.incumbent)
-        arms = TwoSides(incumbent.writing_to(emit), side)
-        outcome = await self._lab.run_pairs(
-            experiment, self._judge(experiment), arms, on_trial=frozenset({"B"})
-        )
+        started, on_trial = experiment.started, frozenset[Arm]({"B"})
+        change = Change(started.candidate, started.genome, started.tree)
+        arms = await self._lab.arms(experiment, self._lab.incumbent, change, on_trial)
+        outcome = await self._lab.run_pairs(experiment, self._judge(experiment), arms, on_trial)
         self._check_harness(experiment)
         if self._profilers and outcome.kind != "invalid":
             await profile_runs(

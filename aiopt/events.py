@@ -36,6 +36,7 @@ __all__ = [
     "GateFailed",
     "GatePassed",
     "IncumbentChanged",
+    "LayoutBuilt",
     "LevelCharged",
     "LookTaken",
     "MachineUnfit",
@@ -288,7 +289,9 @@ class StageStarted:
     lives; None where the backend has its own way.
     """
     run: str = ""
-    """Which run of a pair it belongs to (`screen:mixed:3:0:B`), or empty."""
+    """Which run of a pair it belongs to (`screen:mixed:3:0:B`), of a build which neutral rebuild
+    it makes (`layout:3`), or empty.
+    """
 
 
 @frozen(kw_only=True, slots=True)
@@ -328,6 +331,20 @@ class ArtifactBuilt:
     files: int
     incumbent_digest: str | None
     """None when the target names no artifact or the incumbent has not been built."""
+
+
+@frozen(kw_only=True, slots=True)
+class LayoutBuilt:
+    """A neutral rebuild is ready to be run: the same source in another layout of its code.
+
+    In the experiment that needs it; those of an incumbent in the calibration, later in the
+    campaign's stream.
+    """
+
+    candidate: str
+    layout: int
+    digest: str | None
+    """As of `ArtifactBuilt`; None when the target names no artifact."""
 
 
 @frozen(kw_only=True, slots=True)
@@ -595,6 +612,7 @@ Event = (
     | StageFinished
     | SourcePrepared
     | ArtifactBuilt
+    | LayoutBuilt
     | GatePassed
     | GateFailed
     | PairScheduled

@@ -1,5 +1,6 @@
 """What experiments of every purpose share: their beginning, their sides, their pairs."""
 
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -11,13 +12,15 @@ from aiopt.events import (
     Arm,
     ExperimentPurpose,
     ExperimentStarted,
+    GateFailed,
     MachineUnfit,
     MeasuringPaused,
+    PairScheduled,
     PatchRef,
 )
 from aiopt.journal import Journal
 from aiopt.lifecycle import Emit
-from aiopt.measure import Arms, IncumbentFailed, PairRunner, Side
+from aiopt.measure import Arms, IncumbentFailed, PairRunner, Side, TwoSides
 from aiopt.pairs import pairs_by_purpose
 from aiopt.protocols import Backend
 from aiopt.replay import CampaignState, ExperimentState
@@ -28,7 +31,7 @@ from aiopt.verdict import RULES, Decider, Judge
 from aiopt.voiding import WINDOW, rules_in_force, too_many
 from aiopt.workbench import Workbench
 
-__all__ = ["Change", "Laboratory", "Unfit"]
+__all__ = ["Change", "Laboratory", "LayoutArms", "Unfit"]
 
 T = TypeVar("T")
 
@@ -140,6 +143,31 @@ class Laboratory:
             )
         return side
 
+    async def arms(
+        self,
+        experiment: ExperimentState,
+        a: Change,
+        b: Change,
+        on_trial: frozenset[Arm] = frozenset(),
+    ) -> "TwoSides | LayoutArms":
+        """The two arms of an experiment. One on trial has been built for it before; another one
+        passed its gates earlier, and is built again only if it is gone.
+
+        Raises:
+            IncumbentFailed: such a one fails its gates now.
+        """
+        changes: Mapping[Arm, Change] = {"A": a, "B": b}
+        emit, plain = self.emitter(experiment), {}
+        for arm, change in changes.items():
+            if arm in on_trial:
+                plain[arm] = self.bench.sides[change.candidate]
+            else:
+                plain[arm] = (await self.side_of(change)).writing_to(emit)
+        sides = TwoSides(plain["A"], plain["B"])
+        if not self.state.params.layout.rotate:
+            return sides
+        return LayoutArms(self, experiment, changes, sides, on_trial)
+
     def judge(self, experiment: ExperimentState, decider: Decider[T]) -> Judge[T]:
         """The judge of an experiment, told all that was measured so far."""
         state = self.state
@@ -230,3 +258,77 @@ class Laboratory:
         paused = MeasuringPaused(reason=reason, seconds=seconds)
         self.journal.emit(self.journal.stream, paused)
         await anyio.sleep(seconds)
+
+
+class LayoutArms:
+    """Two arms that take every layout in turn, both the same one.
+
+    All rebuilds are made when the first of them is needed, not each before its own pair: a round of
+    pairs needs every one, and the load of a build just before a pair would void it.
+    """
+
+    def __init__(
+        self,
+        lab: Laboratory,
+        experiment: ExperimentState,
+        changes: Mapping[Arm, Change],
+        plain: TwoSides,
+        on_trial: frozenset[Arm],
+    ) -> None:
+        self._lab, self._experiment, self._changes = lab, experiment, changes
+        self._plain, self._on_trial = plain, on_trial
+        self._rebuilt: dict[tuple[Arm, int], Side] = {}
+
+    async def of(self, pair: PairScheduled) -> Mapping[Arm, Side] | GateFailed:
+        """See `aiopt.measure.Arms.of`."""
+        if not pair.layout:
+            return await self._plain.of(pair)
+        rebuilt: Sequence[Arm] = ("B",) if pair.purpose == "layout" else ("A", "B")
+        failed = await self.build(rebuilt)
+        if failed is not None:
+            return failed
+        sides = await self._plain.of(pair)
+        return {**sides, **{arm: self._rebuilt[arm, pair.layout] for arm in rebuilt}}
+
+    async def build(self, arms: Sequence[Arm]) -> GateFailed | None:
+        """Make all rebuilds of these arms, unless that was done; the gate if one fails that is on
+        trial, which is tried first.
+
+        Raises:
+            IncumbentFailed: one fails that is not.
+        """
+        for arm in sorted(arms, key=lambda arm: arm not in self._on_trial):
+            for layout in range(1, self._lab.state.params.layout.rotate + 1):
+                if (arm, layout) in self._rebuilt:
+                    continue
+                side = await self._build(arm, layout)
+                if isinstance(side, GateFailed):
+                    return side
+                self._rebuilt[arm, layout] = side
+        return None
+
+    async def _build(self, arm: Arm, layout: int) -> Side | GateFailed:
+        lab, experiment, change = self._lab, self._experiment, self._changes[arm]
+        on_trial = arm in self._on_trial
+        # A calibration tells of its incumbent's rebuilds itself: they are what it is about.
+        own = on_trial or experiment.started.purpose == "calibration"
+        emit = lab.emitter(experiment) if own else partial(lab.journal.emit, lab.journal.stream)
+        side = await lab.bench.rebuilt(
+            change.candidate,
+            change.tree,
+            emit,
+            layout=layout,
+            base=lab.state.started.base_commit,
+            genome=change.genome,
+            attempts=experiment.attempts if own else None,
+            known_artifact=lab.state.rebuilds.get((change.candidate, layout)),
+        )
+        if isinstance(side, Side):
+            return side if on_trial else side.writing_to(lab.emitter(experiment))
+        if on_trial:
+            return side
+        emit(side)
+        raise IncumbentFailed(
+            f"candidate {change.candidate} was built before and cannot be built {side.detail}; "
+            "`aiopt log` shows the stage and its output"
+        )

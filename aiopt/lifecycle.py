@@ -19,6 +19,7 @@ from aiopt.events import (
     ArtifactBuilt,
     GateFailed,
     GatePassed,
+    LayoutBuilt,
     SourcePrepared,
     StageFinished,
     StageName,
@@ -29,7 +30,16 @@ from aiopt.metrics import Parser, Problem, parse
 from aiopt.protocols import Command, Completed, OutputStream, Service, Usage, Workspace
 from aiopt.target import Ready, Stage, Target
 
-__all__ = ["Built", "Emit", "Execution", "Output", "StageResult", "Stages", "prepare"]
+__all__ = [
+    "Built",
+    "Emit",
+    "Execution",
+    "Output",
+    "StageResult",
+    "Stages",
+    "prepare",
+    "rebuild",
+]
 
 Emit = Callable[..., None]
 """Writes events, in one transaction, to the stream of the experiment."""
@@ -453,7 +463,7 @@ async def prepare(
     if artifact is None or artifact != known_artifact:
         passed = ()
         if target.stages.build is not None:
-            built = await stages.run("build", target.stages.build, {})
+            built = await stages.run("build", target.stages.build, target.build_env(0))
             if not built.ok:
                 emit(GateFailed(gate="build", detail=built.detail, log=built.log))
                 return None
@@ -470,4 +480,43 @@ async def prepare(
             emit(GateFailed(gate="test", detail=tested.detail, log=tested.log))
             return None
         emit(GatePassed(gate="test"))
+    return Built(candidate=candidate, tree=tree, artifact=artifact, workspace=workspace)
+
+
+async def rebuild(
+    stages: Stages,
+    target: Target,
+    workspace: Workspace,
+    emit: Emit,
+    *,
+    candidate: str,
+    tree: str,
+    layout: int,
+    known_artifact: str | None = None,
+) -> Built | GateFailed:
+    """Build a candidate that passed its gates in another layout; the gate if that fails, which is
+    not logged yet: whose fault it is depends on the arm.
+
+    It is not tested again: it is the same source, and only timing may differ. Should the layout
+    change more than that, digest metrics tell, which are compared in every pair.
+    """
+    build = target.stages.build
+    assert build is not None  # a target without it has no variable for layouts
+    await workspace.new_run("prepare")
+    artifact: str | None = None
+    patterns = target.artifact.paths
+    if known_artifact is not None and patterns:
+        artifact, _ = await workspace.digest(patterns)
+    if artifact is None or artifact != known_artifact:
+        env = target.build_env(layout)
+        built = await stages.run("build", build, env, f"layout:{layout}")
+        if not built.ok:
+            detail = f"in layout {layout}: {built.detail}"
+            return GateFailed(gate="build", detail=detail, log=built.log)
+        if patterns:
+            artifact, files = await workspace.digest(patterns)
+            if files == 0:
+                detail = f"in layout {layout} it left no file that matches {list(patterns)}"
+                return GateFailed(gate="build", detail=detail)
+    emit(LayoutBuilt(candidate=candidate, layout=layout, digest=artifact))
     return Built(candidate=candidate, tree=tree, artifact=artifact, workspace=workspace)

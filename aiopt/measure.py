@@ -78,8 +78,14 @@ class Side:
 class Arms(Protocol):
     """Where the two sides of a pair come from."""
 
-    async def of(self, pair: PairScheduled) -> Mapping[Arm, Side]:
-        """The sides of this pair; those of another layout are built when they are first needed."""
+    async def of(self, pair: PairScheduled) -> Mapping[Arm, Side] | GateFailed:
+        """The sides of this pair; those of another layout are built when they are first needed.
+
+        Where that fails for an arm on trial, the gate, which is not logged yet.
+
+        Raises:
+            IncumbentFailed: it fails for another arm.
+        """
         ...
 
 
@@ -106,7 +112,7 @@ class PairRunner:
     rules: VoidRules
     """In force for these pairs."""
     warmup: int
-    """Discarded pairs before the first one of each workload."""
+    """Discarded pairs before the first one of each workload and layout."""
     on_trial: frozenset[Arm]
     """Arms whose failure makes the candidate invalid. The failure of another voids the pair."""
     voided: Callable[[bool], Awaitable[None]]
@@ -119,11 +125,11 @@ class PairRunner:
             IncumbentFailed: an arm that cannot be to blame failed three times in one pair.
             SessionLost: the machinery went away.
         """
-        warm: set[str] = set()
+        warm: set[tuple[str, int]] = set()
         failures = 0  # in a row; attempts that were cut off with their controller do not count
         while (pair := judge.next_pair()) is not None:
-            if pair.workload not in warm:
-                warm.add(pair.workload)
+            if (pair.workload, pair.layout) not in warm:
+                warm.add((pair.workload, pair.layout))
                 await self._warm_up(judge, pair)
                 continue
             events = await self.run(pair)
@@ -149,11 +155,20 @@ class PairRunner:
                 for event in judge.events
             )
             discarded = evolve(pair, purpose="warmup", index=0, attempt=attempt)
-            judge.tell(*await self.run(discarded))
+            events = await self.run(discarded, like=pair)
+            judge.tell(*events)
+            if isinstance(events[-1], GateFailed):
+                return
 
-    async def run(self, pair: PairScheduled) -> list[PairEvent]:
-        """Both runs of a pair; the events that a judge needs, all of them already written."""
-        sides = await self.arms.of(pair)
+    async def run(self, pair: PairScheduled, like: PairScheduled | None = None) -> list[PairEvent]:
+        """Both runs of a pair; the events that a judge needs, all of them already written.
+
+        `like` is the pair whose sides it warms up.
+        """
+        sides = await self.arms.of(like or pair)
+        if isinstance(sides, GateFailed):
+            self.emit(sides)
+            return [sides]
         told: list[PairEvent] = [pair]
         self.emit(pair)
         first: RunMeasured | None = None

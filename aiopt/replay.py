@@ -32,6 +32,7 @@ from aiopt.events import (
     GateFailed,
     GatePassed,
     IncumbentChanged,
+    LayoutBuilt,
     LevelCharged,
     LookTaken,
     MachineUnfit,
@@ -118,6 +119,8 @@ class CampaignState:
     charged: list[LevelCharged] = Factory(list)
     """What the candidates that were screened cost of the error budget, in order."""
     unfit: MachineUnfit | None = None
+    rebuilds: dict[tuple[str, int], str | None] = Factory(dict)
+    """Digest of each neutral rebuild, by candidate and layout."""
     proposals: dict[int, ProposalState] = Factory(dict)
     experiments: dict[str, ExperimentState] = Factory(dict)
     environments: dict[str, EnvironmentObserved] = Factory(dict)
@@ -179,6 +182,8 @@ class CampaignState:
         """
         if experiment.charged is not None:
             return self.experiments.get(experiment.charged.calibration)
+        if experiment.started.purpose == "calibration":
+            return None  # it stands by itself, also where it replaces another one
         found = None
         for other in self.experiments.values():
             if other is experiment:
@@ -248,6 +253,8 @@ def _campaign_step(campaign: CampaignState, event: Event) -> None:
         case CandidateRejected():
             proposal = campaign.proposals[event.number]
             proposal.status, proposal.rejected = "rejected", event
+        case LayoutBuilt():
+            campaign.rebuilds[event.candidate, event.layout] = event.digest
         case IncumbentChanged():
             campaign.incumbent = event.candidate
             campaign.incumbent_genome = event.genome
@@ -295,6 +302,9 @@ def _experiment_step(
                 experiment.seconds += event.seconds
         case ArtifactBuilt():
             experiment.artifact, experiment.gates = event.digest, []
+            experiment.facts.append(event)
+        case LayoutBuilt():
+            campaign.rebuilds[event.candidate, event.layout] = event.digest
             experiment.facts.append(event)
         case GatePassed():
             experiment.gates.append(event.gate)

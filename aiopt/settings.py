@@ -97,9 +97,17 @@ def load_settings(file: Path | None) -> dict[str, Any]:
 def rule_params(target: Target, settings: Settings) -> dict[str, Any]:
     """The parameters of the decision rule, as they are logged.
 
-    A budget of candidates is also the number over which the error budget is spread.
+    A budget of candidates is also the number over which the error budget is spread. What the
+    target says of layout is a default: the settings may have other rebuilds, or none.
+
+    Raises:
+        ConfigError: they have rebuilds, and the target has no variable that makes any.
     """
     options = dict(settings.rule_options)
+    given = options.get("layout", {})
+    if isinstance(given, Mapping) and (given or target.layout is not None):
+        options["layout"] = {**_layout_of(target), **given}
+        _check_rebuilds(target, options["layout"])
     if settings.budget.candidates is not None:
         options.setdefault("planned", settings.budget.candidates)
     return {
@@ -119,3 +127,18 @@ def rule_params(target: Target, settings: Settings) -> dict[str, Any]:
         },
         **options,
     }
+
+
+def _layout_of(target: Target) -> dict[str, Any]:
+    layout = target.layout
+    if layout is None:
+        return {}
+    if layout.variable is None:
+        return {"floor": layout.floor}
+    return {"rotate": layout.rebuilds, "pairs": layout.pairs}
+
+
+def _check_rebuilds(target: Target, layout: Mapping[str, Any]) -> None:
+    if layout.get("rotate") and (target.layout is None or target.layout.variable is None):
+        problem = f"needs a [layout] variable in the target.toml of {target.name}"
+        raise ConfigError("rule parameters", [("layout.rotate", problem)])

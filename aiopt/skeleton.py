@@ -44,6 +44,19 @@ timeout = 600                         # seconds
 run = ["./test.sh"]
 timeout = 600
 
+# ---- for compiled programs: rule out that a gain is an accident of code layout ----
+# A patch moves code, and moved code alone is often 2 % faster or slower. With a variable, the
+# build stage sees it as 0 for the plain build and as 1, 2, … for neutral rebuilds: there it has to
+# give the same program in another layout (another link order, a padding object, another alignment;
+# examples/lifecycle/build-layout.sh). Confirmation, audit and ablation take the rebuilds in turn.
+# [layout]
+# variable = "LAYOUT"
+# rebuilds = 6                        # builds more for each candidate that passes the screen
+# pairs = 5                           # calibration pairs of the plain build against each of them
+# Where the build cannot do that, effects below a floor are taken for layout; mei must be above it:
+# [layout]
+# floor = 0.018                       # natural log
+
 # A server is deployed for each run, and gone after it:
 # [stages.deploy]
 # run = ["./deploy.sh"]

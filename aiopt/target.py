@@ -23,6 +23,7 @@ __all__ = [
     "USAGE_METRICS",
     "Artifact",
     "Harness",
+    "Layout",
     "Metric",
     "Output",
     "Ready",
@@ -188,6 +189,24 @@ class Workload:
 
 
 @frozen(kw_only=True)
+class Layout:
+    """How a compiled target tells a gain from an accident of code layout: by neutral rebuilds of
+    the same source, or, where the build cannot make them, by a floor under all effects.
+    """
+
+    variable: str | None = None
+    """Environment variable of the build stage: 0 in the plain build; 1, 2, … each have to give
+    another layout (link order, padding, alignment) of the same program.
+    """
+    rebuilds: int = 6
+    """How many there are; confirmation, audit and ablation rotate over them."""
+    pairs: int = 5
+    """Calibration pairs of the plain build against each rebuild."""
+    floor: float | None = None
+    """Effects (natural log) below it are taken for layout."""
+
+
+@frozen(kw_only=True)
 class Output:
     """How metrics are read from what `workload` and `collect` print."""
 
@@ -208,6 +227,7 @@ class Target:
     artifact: Artifact = Artifact()
     harness: Harness = Harness()
     output: Output = Output()
+    layout: Layout | None = None
     profilers: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(factory=dict)
     """Variables for every stage."""
@@ -228,8 +248,18 @@ class Target:
     def primaries(self) -> tuple[str, ...]:
         return tuple(name for name, metric in self.metrics.items() if metric.role == "primary")
 
+    def build_env(self, layout: int) -> Mapping[str, str]:
+        """What the build stage is told of layouts; 0 is the plain build."""
+        variable = self.layout.variable if self.layout is not None else None
+        return {} if variable is None else {variable: str(layout)}
+
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_TAKEN = re.compile(
+    "PATH|LANG|LC_.*|TZ|HOME|TMPDIR|WORKLOAD|AIOPT_JOB|(SOURCE|TARGET|RUN)_DIR|SERVICE_.*"
+)
+"""Variables that stages have from aiopt or from the user's environment."""
 
 
 def parse_target(text: str, where: str = "target.toml") -> Target:
@@ -257,6 +287,8 @@ def _problems(target: Target) -> Iterator[tuple[str, str]]:
         yield "scope.editable", "empty: no patch could ever be in scope"
     yield from _stage_problems(target.stages)
     yield from _metric_problems(target)
+    if target.layout is not None:
+        yield from _layout_problems(target, target.layout)
     if not target.main_workloads:
         yield "workloads", "at least one that is no guard is needed: it decides"
     for name, workload in target.workloads.items():
@@ -307,6 +339,30 @@ def _stage_problems(stages: Stages) -> Iterator[tuple[str, str]]:
             re.compile(stage.ready.line or "")
         except re.error as error:
             yield f"{path}.ready.line", f"not a regular expression: {error}"
+
+
+def _layout_problems(target: Target, layout: Layout) -> Iterator[tuple[str, str]]:
+    if (layout.variable is None) == (layout.floor is None):
+        found = "neither" if layout.variable is None else "both"
+        yield "layout", f"give exactly one of variable, floor; found {found}"
+    if layout.floor is not None and not 0 < layout.floor < 1:
+        yield "layout.floor", f"{layout.floor:g}: a natural log above 0, such as 0.018"
+    if layout.rebuilds < 2:
+        yield "layout.rebuilds", f"{layout.rebuilds}: at least 2"
+    if layout.pairs < 2:
+        yield "layout.pairs", f"{layout.pairs}: at least 2"
+    name = layout.variable
+    if name is None:
+        return
+    build = target.stages.build
+    if build is None:
+        yield "layout.variable", "needs a build stage, which is what turns it into a layout"
+    if not _VARIABLE.fullmatch(name):
+        yield "layout.variable", f"{name!r}: the name of an environment variable"
+    elif _TAKEN.fullmatch(name):
+        yield "layout.variable", f"{name} means something else to every stage"
+    elif name in target.environment or name in target.pass_env or (build and name in build.env):
+        yield "layout.variable", f"{name} is set by environment, pass_env or stages.build.env too"
 
 
 def _metric_problems(target: Target) -> Iterator[tuple[str, str]]:

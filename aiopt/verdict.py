@@ -80,7 +80,7 @@ _COIN: Mapping[PairPurpose, PairStage] = {
     "audit": PairStage.AUDIT,
     "ablation": PairStage.ABLATION,
 }
-_REBUILT: frozenset[PairPurpose] = frozenset({"confirm", "guard"})
+_REBUILT: frozenset[PairPurpose] = frozenset({"confirm", "guard", "audit", "ablation"})
 
 
 def decide(rule: str, params: RuleParams, events: Sequence[Event]) -> VerdictReached | NeedsMore:

@@ -20,10 +20,10 @@ from attrs import define
 from aiopt.blobs import BlobStore
 from aiopt.candidate import canonical
 from aiopt.errors import ConfigError
-from aiopt.events import PatchRef, ProcessRef
+from aiopt.events import GateFailed, PatchRef, ProcessRef
 from aiopt.ids import digest
 from aiopt.lease import Lease
-from aiopt.lifecycle import Emit, Stages, prepare
+from aiopt.lifecycle import Emit, Stages, prepare, rebuild
 from aiopt.measure import Side
 from aiopt.metrics import Parser
 from aiopt.protocols import Backend, Workspace, WorkspaceSpec
@@ -51,7 +51,8 @@ class _Held:
 class Workbench:
     """The trees, the harness and the workspaces of one campaign.
 
-    `sides` are the candidates that are built, tested and ready to be run, by id.
+    `sides` are the candidates that are built, tested and ready to be run, by id; their neutral
+    rebuilds have trees and workspaces of their own, by names such as `<id>+3`.
     """
 
     def __init__(
@@ -227,6 +228,46 @@ class Workbench:
         self.sides[candidate] = side
         return side
 
+    async def rebuilt(
+        self,
+        candidate: str,
+        tree: str,
+        emit: Emit,
+        *,
+        layout: int,
+        base: str,
+        genome: Iterable[PatchRef],
+        attempts: Mapping[tuple[str, str], int] | None = None,
+        known_artifact: str | None = None,
+    ) -> Side | GateFailed:
+        """A candidate in another layout, kept until the candidate is closed; or the gate that
+        failed. See `lifecycle.rebuild`; `base` and `genome` as in `check_out`.
+        """
+        name = _rebuild_name(candidate, layout)
+        if name in self.sides:
+            return self.sides[name]
+        intact = await self.is_intact(name, tree)
+        if not intact:
+            await self.check_out(name, base, genome)
+        workspace = await self._open(name)
+        stages = Stages(self._target, workspace, emit, self._blobs, self._parser, attempts)
+        async with self._backend.building():
+            built = await rebuild(
+                stages,
+                self._target,
+                workspace,
+                emit,
+                candidate=candidate,
+                tree=tree,
+                layout=layout,
+                known_artifact=known_artifact if intact else None,
+            )
+        if isinstance(built, GateFailed):
+            return built
+        side = Side(built=built, stages=stages)
+        self.sides[name] = side
+        return side
+
     async def _open(self, candidate: str) -> Workspace:
         spec = WorkspaceSpec(
             name=candidate,
@@ -240,6 +281,8 @@ class Workbench:
             stages_lock=self._lease.stages_path,
         )
         spec.scratch.mkdir(parents=True, exist_ok=True)
+        if candidate in self._held:  # its session was lost before it was ready
+            await self._held.pop(candidate).close()
         held: _Held = await self._tasks.start(self._hold, spec)
         self._held[candidate] = held
         return held.workspace
@@ -254,14 +297,23 @@ class Workbench:
             closed.set()
 
     async def close(self, candidate: str, *, keep_tree: bool = False) -> None:
-        """Give up a candidate's workspace; nothing of it is left, its tree only if asked for."""
-        self.sides.pop(candidate, None)
-        held = self._held.pop(candidate, None)
-        if held is not None:
-            await held.close()
-        remove_tree(self._work / "runs" / candidate)
-        if not keep_tree:
-            remove_tree(self.tree_of(candidate))
+        """Give up a candidate's workspace and those of its rebuilds; nothing of them is left,
+        their trees only if asked for.
+        """
+        for name in self._names(candidate):
+            self.sides.pop(name, None)
+            held = self._held.pop(name, None)
+            if held is not None:
+                await held.close()
+            remove_tree(self._work / "runs" / name)
+            if not keep_tree:
+                remove_tree(self.tree_of(name))
+
+    def _names(self, candidate: str) -> Sequence[str]:
+        """The candidate's, and those of its rebuilds, also of ones that a dead controller made."""
+        made = (path.name for path in (self._work / "trees").glob(f"{candidate}+*"))
+        opened = (name for name in self._held if name.startswith(f"{candidate}+"))
+        return candidate, *sorted({*made, *opened})
 
     async def close_all(self, *, keep_trees: bool) -> None:
         """Give up all workspaces. With `keep_trees` nothing needs to
@@ -272,6 +324,10 @@ class Workbench:
         if not keep_trees:
             for name in ("trees", "runs", "harness", "fetched"):
                 remove_tree(self._work / name)
+
+
+def _rebuild_name(candidate: str, layout: int) -> str:
+    return f"{candidate}+{layout}"
 
 
 def load_parser(name: str, folder: Path) -> str | Parser:

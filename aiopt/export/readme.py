@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 
-from aiopt.events import Effect, EvidenceCaptured, ProfilerUnavailable
+from aiopt.events import Effect, EvidenceCaptured, PairScheduled, ProfilerUnavailable
 from aiopt.export.experiment import Experiment, middle
 from aiopt.export.figures import delta, short
 from aiopt.pairs import pairs_of
@@ -31,6 +31,7 @@ def readme(experiment: Experiment, target: Target, notes: Sequence[str]) -> str:
         "## How to reproduce",
         "",
         *_how_to(target, started.incumbent != started.candidate),
+        *_of_layouts(experiment, target),
         "",
     ]
     if notes:
@@ -67,6 +68,20 @@ def _how_to(target: Target, compares: bool) -> Iterator[str]:
         yield "`ARM=incumbent ./build.sh` and so on do the same with what this candidate was"
         yield "compared with, in `work-incumbent`; take turns, in the order of the pairs in"
         yield "`metrics.log`."
+
+
+def _of_layouts(experiment: Experiment, target: Target) -> Iterator[str]:
+    facts = experiment.state.facts
+    seen = {e.layout for e in facts if isinstance(e, PairScheduled) and e.layout}
+    if not seen or target.layout is None:
+        return
+    name, rotate = target.layout.variable, experiment.campaign.params.layout.rotate
+    arms = "arm B alone" if experiment.started.purpose == "calibration" else "both arms alike"
+    yield ""
+    yield f"This is the plain build. Pairs that `metrics.log` marks with a layout (1 to {rotate})"
+    yield f"were measured in that neutral rebuild, {arms}: the same source in another layout of"
+    yield "its code, so that no accident of layout is taken for a gain. Such a rebuild is what"
+    yield f"`{name}=1 ./build.sh` and so on make."
 
 
 def _expected(experiment: Experiment) -> list[str]:

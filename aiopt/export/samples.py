@@ -26,7 +26,8 @@ def _lines(experiment: Experiment) -> Iterator[str]:
             case PairScheduled():
                 again = f" attempt {event.attempt + 1}" if event.attempt else ""
                 yield ""
-                yield f"# pair {_place(event)}{again} order {event.order}"
+                layout = f" layout {event.layout}" if event.layout else ""
+                yield f"# pair {_place(event)}{again} order {event.order}{layout}"
             case RunMeasured():
                 if event.purpose == "check":  # no pair comes before it
                     yield ""

@@ -75,9 +75,15 @@ def _build(target: Target, base_commit: str) -> dict[str, str]:
     build, test = target.stages.build, target.stages.test
     return {
         "SOURCE": _fetch(target.source, base_commit),
-        "BUILD": _call("stage", build) if build else ": # nothing to build",
+        "BUILD": _call("stage", build, _layout(target)) if build else ": # nothing to build",
         "TEST": _call("stage", test) if test else ": # no test",
     }
+
+
+def _layout(target: Target) -> str:
+    """The plain build, unless the variable says which rebuild is wanted."""
+    variables = target.build_env(0).items()
+    return " ".join(f'{name}="${{{name}:-{plain}}}"' for name, plain in variables)
 
 
 def _fetch(source: Source, base_commit: str) -> str:
