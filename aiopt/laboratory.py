@@ -208,13 +208,13 @@ class Laboratory:
         return await runner.until_outcome(judge, lambda: self._log_looks(experiment, judge))
 
     def _rules(self, experiment: ExperimentState) -> VoidRules:
-        """What voids a pair: nothing in a calibration, which shows what is normal here."""
+        """What voids a pair: nothing in a calibration, which shows what is normal here, and
+        nothing where there is none.
+        """
         rules = self.state.params.void
-        if experiment.started.purpose == "calibration":
-            return evolve(rules, steal=0.0, psi=0.0, throttle=False)
         calibration = self.state.calibration_of(experiment)
-        if calibration is None:
-            return rules
+        if experiment.started.purpose == "calibration" or calibration is None:
+            return evolve(rules, steal=0.0, psi=0.0, throttle=False)
         measured = pairs_by_purpose(calibration.facts)
         pairs = [
             pair
