@@ -109,7 +109,7 @@ def rule_params(target: Target, settings: Settings) -> dict[str, Any]:
         options["layout"] = {**_layout_of(target), **given}
         _check_rebuilds(target, options["layout"])
     if settings.budget.candidates is not None:
-        options.setdefault("planned", settings.budget.candidates)
+        options.setdefault("planned", max(1, settings.budget.candidates))
     return {
         "metrics": {
             name: {

@@ -38,11 +38,22 @@ from tests.toy import EXPECTED, POOL, TARGET, cost, replace_line, write_target
 pytestmark = pytest.mark.anyio
 
 
+ANY_MACHINE = {"steal": 0.0, "psi": 0.0, "throttle": False}
+"""Void rules that void nothing: what is measured here does not depend on the machine."""
+
+
 def quick(**changes: Any) -> Settings:
     """Few pairs, and a measuring lock of this test run's own."""
     lock = str(Path(__file__).parent)
     return Settings(
-        rule_options={"pairs": 7, "audit_pairs": 7},
+        rule="signed-rank",
+        rule_options={
+            "pairs": 7,
+            "audit_pairs": 7,
+            "ablation_pairs": 0,
+            "warmup": 0,
+            "void": ANY_MACHINE,
+        },
         environments={"local": Environment(backend="local", options={"lock_path": lock})},
         **changes,
     )
@@ -92,7 +103,7 @@ async def test_each_patch_of_a_pool_gets_what_it_deserves(tmp_path: Path) -> Non
     assert outcomes(state) == EXPECTED
     assert state.finished == "the proposer has no more"
     assert [p.name for p in state.incumbent_genome] == ["01-win", "13-second-win"]
-    (audit,) = state.audits()
+    (audit,) = state.of_purpose("audit")
     assert audit.audit is not None
     effects = {(e.metric, e.workload): e.effect for e in audit.audit.effects}
     assert effects["cost", "main"] == pytest.approx(0.5108, abs=1e-3)  # 100 to 60

@@ -40,11 +40,13 @@ from aiopt.export.figures import delta
 from aiopt.export.tables import COLUMNS
 from aiopt.ids import candidate_id, digest
 from aiopt.log import Log
-from aiopt.settings import Budget, Settings, rule_params
+from aiopt.settings import Budget, Environment, Settings, rule_params
 from aiopt.target import parse_target
 from tests.factories import make
 
 SCRIPTS = ("build.sh", "deploy.sh", "workload.sh", "collect.sh", "teardown.sh")
+ANY_MACHINE = {"steal": 0.0, "psi": 0.0, "throttle": False}
+"""Void rules that void nothing: what is measured here does not depend on the machine."""
 
 # ---- a target with a service, measured for real ----
 
@@ -162,8 +164,17 @@ def diff_of(name: str, old: str, new: str) -> str:
 
 async def run_campaign(folder: Path, results: Path) -> None:
     settings = Settings(
-        rule_options={"pairs": 5, "alpha": 0.05, "audit_pairs": 1},
+        rule="signed-rank",
+        rule_options={
+            "pairs": 5,
+            "alpha": 0.05,
+            "audit_pairs": 6,
+            "ablation_pairs": 0,
+            "warmup": 0,
+            "void": ANY_MACHINE,
+        },
         budget=Budget(candidates=3),
+        environments={"local": Environment(backend="local", options={"lock_path": str(folder)})},
     )
     async with open_campaign(folder, results, settings) as campaign:
         await campaign.run()
@@ -441,7 +452,7 @@ def test_other_ways_to_be_ready(ready: str, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "targets" / "served" / "patches")
 
     async def baseline() -> None:
-        settings = Settings(budget=Budget(candidates=0))
+        settings = Settings(rule="signed-rank", budget=Budget(candidates=0))
         folder = tmp_path / "targets" / "served"
         async with open_campaign(folder, tmp_path / "results", settings) as campaign:
             await campaign.run()

@@ -55,7 +55,8 @@ settings = aiopt.Settings(
     proposer="numbers",
     proposers={"numbers": {"file": "main.py", "constant": "BLOCK", "values": [100, 60, 30]}},
     profilers={"shell-times": {"least_seconds": 0.001}},
-    rule_options={"pairs": 5, "alpha": 0.05, "audit_pairs": 1},
+    rule="signed-rank",
+    rule_options={"pairs": 5, "alpha": 0.05, "audit_pairs": 6, "void": {"psi": 0.0, "steal": 0.0}},
 )
 aiopt.run(sys.argv[1], results=sys.argv[2], settings=settings)
 """

@@ -7,7 +7,7 @@ import pytest
 from aiopt.config import structure, unstructure
 from aiopt.errors import ConfigError
 from aiopt.rules import params_from
-from aiopt.settings import Settings, load_settings, rule_params
+from aiopt.settings import Budget, Settings, load_settings, rule_params
 from aiopt.target import (
     Target,
     harness_digest,
@@ -243,10 +243,18 @@ def test_an_environment_must_be_defined() -> None:
 
 def test_rule_parameters_come_from_target_and_settings() -> None:
     target = parse_target(GOOD)
-    given = rule_params(target, Settings(rule_options={"pairs": 12}))
-    assert params_from(given).pairs == 12
-    assert params_from(rule_params(target, Settings())).pairs == 8
-    strict = params_from(rule_params(target, Settings(rule_options={"alpha": 0.0001})))
-    assert 2**-strict.pairs <= 0.0001
-    assert strict.metrics["rss"].margin == 0.1
-    assert strict.guard_workloads == ("writes",)
+    params = params_from(rule_params(target, Settings(rule_options={"mei": 0.1})))
+    assert params.mei == 0.1
+    assert params.metrics["rss"].margin == 0.1
+    assert params.guard_workloads == ("writes",)
+
+
+@pytest.mark.parametrize(("candidates", "planned"), [(None, 200), (7, 7), (0, 1)])
+def test_the_error_budget_is_spread_over_the_budget_of_candidates(
+    candidates: int | None, planned: int
+) -> None:
+    budget = Budget(candidates=candidates)
+    given = rule_params(parse_target(GOOD), Settings(budget=budget))
+    assert params_from(given).planned == planned
+    own = rule_params(parse_target(GOOD), Settings(budget=budget, rule_options={"planned": 50}))
+    assert params_from(own).planned == 50
