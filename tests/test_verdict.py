@@ -9,6 +9,7 @@ from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aiopt.audit import audit_of
 from aiopt.errors import ConfigError
 from aiopt.events import (
     Arm,
@@ -20,7 +21,6 @@ from aiopt.events import (
     RunMeasured,
     VerdictReached,
 )
-from aiopt.audit import audit_of
 from aiopt.rules import NeedsMore, RuleParams, params_from, vary
 from aiopt.stats import signed_rank_p
 from aiopt.verdict import Judge, decide, verdict_by
