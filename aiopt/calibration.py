@@ -364,7 +364,9 @@ def _guards(params: RuleParams, measured: Measured) -> Sequence[CalibrationMeasu
                 margin = metric.margin
             else:
                 continue
-            found.append(_guard_reported(params, measured, name, workload, margin))
+            pairs = calibration_pairs(params, measured, workload)
+            if differences(pairs, name, metric.direction):
+                found.append(_guard_reported(params, measured, name, workload, margin))
     return found
 
 
@@ -375,7 +377,7 @@ def _guard_reported(
     rule = params.metrics[metric]
     d = differences(pairs, metric, rule.direction) or []
     objective = Objective(metric, workload, {metric: 1.0})
-    noise = noise_of(d, *(_in_time(params, objective, pairs) if d else ([], [])))
+    noise = noise_of(d, *_in_time(params, objective, pairs))
     cap = 3 * params.cap
     n, reached = guard_plan(params, measured, metric, workload, margin, cap)
     warning = (
