@@ -254,7 +254,7 @@ def _confirmation(
             cap=params.cap,
             boot=params.boot,
         )
-        least = _pairs_for_guards(params, measured, objective.workload, plan.n2)
+        least = _pairs_for_guards(params, measured, objective.workload, screen, plan.n2)
         n2 = max(planned, least) if alpha2 < params.confirm_level else max(min(n2, planned), least)
     return Stage(
         n=n2,
@@ -266,13 +266,16 @@ def _confirmation(
     )
 
 
-def _pairs_for_guards(params: RuleParams, measured: Measured, workload: str, most: int) -> int:
+def _pairs_for_guards(
+    params: RuleParams, measured: Measured, workload: str, screen: StageProgress, most: int
+) -> int:
     """Pairs with which the guards of a main workload hold if nothing changes; `most` at the most,
-    since those that stay unresolved buy more.
+    since those that stay unresolved buy more. What passed the screen is no guard.
     """
     sizes = [
         guard_plan(params, measured, name, workload, margin, most)[0]
         for name, margin in main_margins(params).items()
+        if (name, workload) not in screen.passed
     ]
     return min(most, max(sizes, default=0))
 
