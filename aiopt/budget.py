@@ -57,8 +57,13 @@ def charge_of(params: RuleParams, ordinal: int) -> float:
 
 
 def stated_budget(params: RuleParams, ordinal: int) -> float:
-    """False keeps expected in a campaign that has screened so many candidates, at the most."""
-    return params.pfer + (_extension(params) if ordinal > params.planned else 0.0)
+    """False keeps expected in a campaign that has screened so many candidates, at the most:
+    `pfer`, or what an alpha2 that was given makes of it, and the extension.
+    """
+    planned = params.pfer
+    if params.alpha2 is not None:
+        planned = max(planned, params.planned * charge_of(params, 1))
+    return planned + (_extension(params) if ordinal > params.planned else 0.0)
 
 
 def ledger(params: RuleParams, charged: Iterable[LevelCharged]) -> Ledger:

@@ -213,6 +213,7 @@ def params_from(data: Mapping[str, Any]) -> RuleParams:
     """
     params = _in_order(structure(data, RuleParams, "rule parameters"))
     problems = [
+        *_objectives(params),
         *_ranges(params),
         *_levels(params),
         *_weights(params),
@@ -230,6 +231,13 @@ def _in_order(params: RuleParams) -> RuleParams:
         workloads=dict(sorted(params.workloads.items())),
         weights=dict(sorted(params.weights.items())),
     )
+
+
+def _objectives(params: RuleParams) -> Iterator[tuple[str, str]]:
+    if not params.primaries:
+        yield "metrics", 'none has the role "primary": nothing could decide'
+    if not params.main:
+        yield "workloads", "all are guards: there is nothing to decide on"
 
 
 def _ranges(params: RuleParams) -> Iterator[tuple[str, str]]:
@@ -250,7 +258,7 @@ def _ranges(params: RuleParams) -> Iterator[tuple[str, str]]:
         value = getattr(params, name)
         if value is not None and value < bound:
             yield name, f"{value}: at least {bound}"
-    if params.delta0 < 0 or params.mei <= params.delta0:
+    if not params.mei > params.delta0 >= 0:
         yield "mei", f"{params.mei:g}: must be above delta0 = {params.delta0:g} >= 0"
     elif params.mei <= params.layout.floor:
         yield "mei", f"{params.mei:g}: must be above the layout floor {params.layout.floor:g}"

@@ -14,7 +14,7 @@ from typing import Any, Generic, Literal, TypeVar
 import numpy as np
 from attrs import frozen
 
-from aiopt.budget import charge_of
+from aiopt.budget import charge_of, stated_budget
 from aiopt.calibration import calibrate, calibration_of
 from aiopt.comparisons import COMPARISONS
 from aiopt.errors import ConfigError
@@ -493,7 +493,7 @@ class ProtocolCampaign:
             ordinal=self._candidates,
             charged=charge,
             spent=self._spent,
-            left=self.rule_params.pfer - self._spent,
+            left=stated_budget(self.rule_params, self._candidates) - self._spent,
             calibration="",
         )
         judge = Judge(

@@ -54,6 +54,16 @@ def test_any_number_of_candidates_stays_within_what_was_stated(
     assert total <= stated_budget(rule, planned + further) * (1 + 1e-9)
 
 
+def test_a_level_that_was_given_is_stated_for_what_it_costs() -> None:
+    """The bound in a report is true, also if it is above what the budget would have allowed."""
+    rule = params(alpha2=0.05)
+    assert stated_budget(rule, 1) == pytest.approx(0.2)
+    assert stated_budget(rule, 201) == pytest.approx(0.25)
+    book = ledger(rule, charges(rule, 200))
+    assert book.left == pytest.approx(0.0)
+    assert stated_budget(params(alpha2=0.001), 1) == 0.1
+
+
 def test_beyond_the_plan_each_candidate_has_less() -> None:
     rule = params(planned=20)
     levels = [confirm_level_of(rule, t) for t in range(20, 60)]
