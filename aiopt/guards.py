@@ -24,6 +24,9 @@ __all__ = [
     "workload_margins",
 ]
 
+_ROUNDING = 1e-12
+"""So that a value which is worse by exactly the margin holds, whatever its logarithms round to."""
+
 GuardState = Literal["held", "broken", "unresolved"]
 
 
@@ -142,7 +145,7 @@ def _non_inferior(
     if not d:
         return None, "unresolved"
     if spread == 0:
-        return None, "held" if all(x >= -bound for x in d) else "broken"
+        return None, "held" if all(x >= -bound - _ROUNDING for x in d) else "broken"
     p = signed_rank_p(d, -bound)
     if p <= level:
         return p, "held"

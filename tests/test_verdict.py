@@ -65,7 +65,7 @@ def measured(pair: PairScheduled, arm: Arm, numbers: Values, answers: str = "sam
 
 def play(
     parameters: RuleParams, a: Any, b: Any, *, seed: int = 1, answers: str = "same"
-) -> tuple[VerdictReached, Judge]:
+) -> tuple[VerdictReached, Judge[VerdictReached]]:
     """Judge a candidate: `a` and `b` give the values of one run from the pair and its number."""
     judge = Judge(verdict_by("signed-rank"), parameters, seed=seed, number=1)
     while (pair := judge.next_pair()) is not None:
