@@ -516,7 +516,7 @@ async def rebuild(
         if patterns:
             artifact, files = await workspace.digest(patterns)
             if files == 0:
-                detail = f"in layout {layout} it left no file that matches {list(patterns)}"
+                detail = f"in layout {layout}: it left no file that matches {list(patterns)}"
                 return GateFailed(gate="build", detail=detail)
     emit(LayoutBuilt(candidate=candidate, layout=layout, digest=artifact))
     return Built(candidate=candidate, tree=tree, artifact=artifact, workspace=workspace)

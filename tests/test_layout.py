@@ -386,7 +386,7 @@ async def test_a_candidate_that_cannot_be_rebuilt_is_invalid(tmp_path: Path) -> 
 async def test_an_incumbent_that_cannot_be_rebuilt_ends_the_work(tmp_path: Path) -> None:
     build = BUILD + 'test "$LAYOUT" != 4 || rm program\n'
     target = write_target(tmp_path / "target", NEUTRAL, build=build)
-    with pytest.raises(IncumbentFailed, match="cannot be built in layout 4 it left no file"):
+    with pytest.raises(IncumbentFailed, match="cannot be built in layout 4: it left no file"):
         await finish(target, tmp_path / "results")
     (gate,) = [r.event for r in read(tmp_path / "results") if isinstance(r.event, GateFailed)]
     assert gate.gate == "build"
