@@ -105,9 +105,9 @@ def advance(
     results: dict[tuple[str, str], StageResult] = {}
     for objective in params.objectives:
         if objective.key in stages:
-            measured = pairs[objective.workload][:there]
-            d = composite(measured, objective.weights, params) or []
-            results[objective.key] = take(stages[objective.key], d)
+            d = composite(pairs[objective.workload][:there], objective.weights, params)
+            if d is not None:  # else a run had no value: what cannot be tested holds nothing up
+                results[objective.key] = take(stages[objective.key], d)
     passed = [result.looks[-1].k for result in results.values() if result.passed]
     coming = [result.next_look for result in results.values() if result.next_look is not None]
     last = max((result.looks[-1].k for result in results.values() if result.looks), default=0)
