@@ -153,3 +153,78 @@ def test_layout_that_differs_is_told_from_the_noise_of_its_pairs() -> None:
     assert np.median(found) == pytest.approx(true, rel=0.1)
     assert layout_sd(normal(0.001, 6), 0.05, 5) == 0.0
     assert layout_sd([0.1], 0.01, 5) == 0.0
+
+
+# ---- the same plan by brute force ----
+
+SIZES = [5, 6, 7, 8, 9, 10, 12, 14, 16, 19, 22, 26, 30, 35, 40, 48, 56, 64, 80, 100, 120, 160, 200]
+
+
+def rejects(x: list[float], alpha: float) -> bool:
+    """The signed-rank test of "at most 0" without ties, by ranks and the table of all outcomes."""
+    order = sorted(range(len(x)), key=lambda i: abs(x[i]))
+    won = sum(rank for rank, i in enumerate(order, start=1) if x[i] > 0)
+    return bool(signed_rank_survival(len(x))[won] <= alpha)
+
+
+def pairs_by_force(
+    d: list[float], shift: float, alpha: float, power: float, cap: int, boot: int
+) -> tuple[int, bool]:
+    """One sample after the other, in the order in which one generator yields them."""
+    pool = d + [-x for x in d]
+    rng = np.random.Generator(np.random.PCG64(20240229))
+    for n in SIZES:
+        if n > cap:
+            return cap, False
+        if 0.5**n > alpha:
+            continue
+        rejected = 0
+        for _ in range(boot):
+            sample = [pool[rng.integers(len(pool))] + shift for _ in range(n)]
+            rejected += rejects(sample, alpha)
+        if rejected >= power * boot:
+            return n, True
+    return cap, False
+
+
+@given(
+    st.integers(0, 1000),
+    st.floats(0.002, 0.1),
+    st.sampled_from([0.0, 0.005, 0.02]),
+    st.sampled_from([0.02, 0.025, 0.0005]),
+    st.sampled_from([8, 20, 40]),
+)
+@settings(max_examples=15, deadline=None)
+def test_the_plan_is_that_of_a_brute_force_search(
+    seed: int, sd: float, delta0: float, alpha: float, cap: int
+) -> None:
+    d = normal(sd, 30, seed)
+    mei, found = 0.03, pairs_by_force(d, 0.03 - delta0, alpha, 0.97, cap, 60)
+    while not found[1] and mei <= 1.5:
+        mei *= 1.15
+        found = pairs_by_force(d, mei - delta0, alpha, 0.97, cap, 60)
+    second, _ = pairs_by_force(d, mei - delta0, alpha, 0.97, int(1.5 * cap), 60)
+    plan = plan_stages(
+        d, mei=0.03, delta0=delta0, alpha1=alpha, alpha2=alpha, power=0.97, cap=cap, boot=60
+    )
+    assert plan == Plan(math.ceil(1.1 * found[0]), math.ceil(1.2 * second), mei, found[1])
+
+
+def test_a_cap_beyond_the_largest_size_is_where_the_search_ends() -> None:
+    found = plan_guard(normal(5.0), margin=0.01, alpha=0.035, power=0.97, cap=300, boot=50)
+    assert found == (300, False)
+
+
+@given(st.integers(0, 1000), st.floats(0.002, 0.05))
+@settings(max_examples=30, deadline=None)
+def test_a_unit_of_effect_for_everything_gives_the_same_number_of_pairs(
+    seed: int, sd: float
+) -> None:
+    """Effects, margins and noise that are all doubled make the same test."""
+    d = normal(sd, 30, seed)
+    one = plan_stages(d, **PARAMS)
+    twice = {**PARAMS, "mei": 0.06, "delta0": 0.01}
+    two = plan_stages([2 * x for x in d], **twice)
+    if max(one.mei_eff, two.mei_eff) < 0.7:  # below where the search for an effect ends
+        assert (one.n1, one.n2, one.reached) == (two.n1, two.n2, two.reached)
+        assert two.mei_eff == pytest.approx(2 * one.mei_eff)
