@@ -306,7 +306,9 @@ class Evaluator:
         verdict, started, state = judge.outcome, experiment.started, self._state
         assert verdict is not None
         stream, previous = experiment.stream, state.incumbent
+        looks = self._lab.new_looks(experiment, judge)  # a kill came between the pair and its look
         items: list[tuple[str, Event]] = [
+            *((stream, look) for look in looks),
             (stream, verdict),
             (stream, ExperimentFinished(outcome="judged")),
         ]

@@ -13,6 +13,7 @@ from aiopt.events import (
     ExperimentPurpose,
     ExperimentStarted,
     GateFailed,
+    LookTaken,
     MachineUnfit,
     MeasuringPaused,
     PairScheduled,
@@ -224,11 +225,15 @@ class Laboratory:
         ]
         return rules_in_force(rules, pairs)[0]
 
-    def _log_looks(self, experiment: ExperimentState, judge: Judge[T]) -> None:
+    def new_looks(self, experiment: ExperimentState, judge: Judge[T]) -> Sequence[LookTaken]:
+        """The looks at its pairs that are not logged yet."""
         if experiment.started.purpose != "candidate":
-            return
+            return ()
         rule = RULES[self.state.started.rule]
-        looks = rule.looks(self.state.params, judge.events)[len(experiment.looks) :]
+        return rule.looks(self.state.params, judge.events)[len(experiment.looks) :]
+
+    def _log_looks(self, experiment: ExperimentState, judge: Judge[T]) -> None:
+        looks = self.new_looks(experiment, judge)
         if looks:
             self.journal.emit(experiment.stream, *looks)
 

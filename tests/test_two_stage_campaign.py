@@ -1,9 +1,10 @@
 """Whole campaigns under the rule `two-stage`, on a toy target with a real log."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from aiopt import calibrating
@@ -27,7 +28,8 @@ from aiopt.events import (
     VerdictReached,
 )
 from aiopt.log import Log
-from aiopt.replay import CampaignState, fold
+from aiopt.pairs import pairs_by_purpose
+from aiopt.replay import CampaignState, ExperimentState, fold
 from aiopt.reproduce import reproduce
 from aiopt.settings import Environment, Settings
 from aiopt.verdict import decide
@@ -151,6 +153,93 @@ async def test_every_verdict_is_reproduced_byte_for_byte_from_what_was_logged(
         assert isinstance(again, VerdictReached)
         assert experiment.verdict is not None
         assert encode(again) == encode(experiment.verdict)
+
+
+class Stop(Exception):
+    """Ends a campaign from within its observer, as a kill would."""
+
+
+def stop_at(wanted: Callable[[Recorded], bool]) -> Callable[[Recorded], None]:
+    def observer(recorded: Recorded) -> None:
+        if wanted(recorded):
+            raise Stop
+
+    return observer
+
+
+def second_run(purpose: str, index: int) -> Callable[[Recorded], bool]:
+    """The end of one pair of the first candidate under the main workload."""
+
+    def wanted(recorded: Recorded) -> bool:
+        event = recorded.event
+        return isinstance(event, RunMeasured) and (
+            event.purpose,
+            event.workload,
+            event.index,
+            event.position,
+        ) == (purpose, "main", index, 2)
+
+    return wanted
+
+
+POOL_TO_CUT = {
+    "01-comment": POOL_OF_FIVE["02-comment"],
+    "02-win": POOL_OF_FIVE["01-win"],
+    "03-smaller": replace_line("size.txt", "10", "9") + cost(60, 80),
+}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> CampaignState:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return anyio.run(finish, write_target(folder / "target", POOL_TO_CUT), folder / "results")
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        second_run("calibration", 4),
+        second_run("calibration", 9),
+        second_run("screen", 3),  # the first look, which ends the second candidate
+        second_run("screen", 5),  # that which the win passes
+        second_run("confirm", 7),
+        second_run("audit", 2),
+        second_run("ablation", 2),
+        lambda recorded: isinstance(recorded.event, LevelCharged),
+        lambda recorded: isinstance(recorded.event, LookTaken),
+        lambda recorded: isinstance(recorded.event, CalibrationMeasured),
+        lambda recorded: isinstance(recorded.event, AblationMeasured),
+    ],
+)
+async def test_a_campaign_that_was_cut_off_ends_like_one_that_was_not(
+    tmp_path: Path, undisturbed: CampaignState, moment: Callable[[Recorded], bool]
+) -> None:
+    """Each look is logged once, each candidate is charged once, and no pair counts twice, also if
+    the controller dies between the last pair and the look that it decides.
+    """
+    target, results = write_target(tmp_path / "target", POOL_TO_CUT), tmp_path / "results"
+    with pytest.raises(Stop):
+        async with open_campaign(target, results, settings(), observer=stop_at(moment)) as campaign:
+            await campaign.run()
+    state = await finish(target, results, resume=campaign.state.stream)
+    whole = undisturbed
+    assert verdicts(state) == verdicts(whole)
+    assert state.incumbent == whole.incumbent
+    for ours, theirs in zip(state.experiments.values(), whole.experiments.values(), strict=True):
+        assert ours.started.purpose == theirs.started.purpose
+        assert ours.looks == theirs.looks
+        assert valid_pairs(ours) == valid_pairs(theirs)
+        assert ours.calibration == theirs.calibration
+    assert [c.ordinal for c in state.charged] == [c.ordinal for c in whole.charged] == [1, 2, 3]
+    assert reproduce(fold(read(results))).contradictions == ()
+
+
+def valid_pairs(experiment: ExperimentState) -> Mapping[tuple[str, str], list[int]]:
+    return {
+        key: [pair.a.index for pair in pairs]
+        for key, pairs in pairs_by_purpose(experiment.facts).items()
+        if key[0] != "warmup"
+    }
 
 
 NOISY = MAIN.replace(
