@@ -44,6 +44,8 @@ class Task:
     """After so many it may finish."""
     seconds: float = 0.2
     service: bool = False
+    staged: bool = False
+    """Whether the rule is `two-stage`, which calibrates, screens, confirms and ablates."""
     slow_git: bool = False
     daemons: bool = False
     stamps: bool = False
@@ -73,12 +75,12 @@ class Outcome:
 class _Life:
     """A controller that was forked."""
 
-    def __init__(self, folders: Folders, seed: int, plan: Plan) -> None:
+    def __init__(self, folders: Folders, seed: int, plan: Plan, staged: bool) -> None:
         self.plan = plan
         self.code: int | None = None
         self.pid = os.fork()
         if self.pid == 0:
-            controller.run(folders.base, seed, plan)
+            controller.run(folders.base, seed, plan, staged)
         self._handle = os.pidfd_open(self.pid)
 
     def wait(self, seconds: float) -> int | None:
@@ -117,6 +119,7 @@ class _Campaign:
             folders.side,
             seconds=task.seconds,
             service=task.service,
+            guarded=task.service or task.staged,
             patches=task.patches,
             daemons=task.daemons,
             stamps=task.stamps,
@@ -170,7 +173,8 @@ class _Campaign:
             kinds = ("git", "git", "time")  # while it makes its folder of work again
         if control == "lease" and life == 1:  # something for two controllers to meet at
             return Plan(life=1, kind="event", at="ExperimentStarted", limit=60, control=control)
-        plan = draw(self.rng, life, control=control, kinds=kinds)
+        staged = self.task.staged
+        plan = draw(self.rng, life, control=control, kinds=kinds, staged=staged)
         if self.anew and plan.kind == "git":
             plan = evolve(plan, nth=self.rng.randint(1, 16))
         self.anew = plan.remove_work
@@ -180,7 +184,7 @@ class _Campaign:
 
     def _fork(self, plan: Plan) -> _Life:
         self.outcome.lives = plan.life
-        life = _Life(self.folders, self.task.seed, plan)
+        life = _Life(self.folders, self.task.seed, plan, self.task.staged)
         self.lives.append(life)
         return life
 

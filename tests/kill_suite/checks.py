@@ -15,7 +15,9 @@ from attrs import frozen
 
 from aiopt.errors import AiOptError
 from aiopt.events import (
+    AblationMeasured,
     AuditMeasured,
+    CalibrationMeasured,
     CampaignFinished,
     CampaignStarted,
     CandidateProposed,
@@ -23,6 +25,8 @@ from aiopt.events import (
     ExperimentFinished,
     ExperimentStarted,
     GateFailed,
+    LevelCharged,
+    LookTaken,
     PairScheduled,
     PairVoided,
     Recorded,
@@ -32,6 +36,7 @@ from aiopt.events import (
 from aiopt.ids import short_name
 from aiopt.log import Log
 from aiopt.replay import CampaignState, fold
+from aiopt.reproduce import reproduce
 from aiopt.verify import verify
 
 from .controller import Folders
@@ -58,6 +63,7 @@ CHECKS = (
     "orphan",
     "chain",
     "differs",
+    "decides",
     "replay",
     "left",
     "died",
@@ -130,11 +136,15 @@ def finished(folders: Folders, before: str) -> Iterator[str]:
         return
     yield from _lost(folders, events)
     yield from _twice(events)
+    yield from _charged(events)
     yield from overlap(folders)
     yield from _orphans(folders)
     for problem in verify(folders.log).problems:
         yield f"chain: {problem.text}"
     yield from _replayed(folders, campaign)
+    for found in reproduce(fold(events)).contradictions:
+        name = short_name(found.experiment)
+        yield f"decides: {name}: logged {found.logged}, recomputed {found.recomputed}"
     yield from _left(folders, before)
 
 
@@ -175,14 +185,31 @@ def _twice(events: list[Recorded]) -> Iterator[str]:
             yield from _experiment(short_name(stream), facts[0], facts)
 
 
+_OUTCOME: Mapping[str, tuple[type[Event], ...]] = {
+    "baseline": (VerdictReached, AuditMeasured, CalibrationMeasured, AblationMeasured),
+    "calibration": (CalibrationMeasured,),
+    "candidate": (VerdictReached,),
+    "audit": (AuditMeasured,),
+    "ablation": (AblationMeasured,),
+}
+
+
 def _experiment(name: str, started: ExperimentStarted, facts: list[Event]) -> Iterator[str]:
     ends = [event for event in facts if isinstance(event, ExperimentFinished)]
-    verdicts = [event for event in facts if isinstance(event, VerdictReached | AuditMeasured)]
+    verdicts: list[Any] = [e for e in facts if isinstance(e, _OUTCOME[started.purpose])]
     wanted = 0 if started.purpose == "baseline" else 1
+    if started.purpose == "calibration":  # an event for each objective and guard
+        wanted = max(1, len({(e.metric, e.workload) for e in verdicts}))
     if [end.outcome for end in ends] == ["superseded"]:
         wanted = 0
     if (len(ends), len(verdicts)) != (1, wanted):
         yield f"twice: {name} has {len(verdicts)} verdicts and {len(ends)} ends"
+    looks = Counter(
+        (e.purpose, e.workload, e.metric, e.pairs) for e in facts if isinstance(e, LookTaken)
+    )
+    for look, count in looks.items():
+        if count != 1:
+            yield f"twice: {name} looked {count} times at {look}"
     if any(isinstance(event, GateFailed) for event in facts):
         return
     attempts: dict[tuple[str, str, int], dict[int, list[str]]] = {}
@@ -193,9 +220,36 @@ def _experiment(name: str, started: ExperimentStarted, facts: list[Event]) -> It
         if isinstance(event, PairVoided):
             attempts.get(_key(event), {}).pop(event.attempt, None)
     for key, found in attempts.items():
+        if key[0] == "warmup":  # each controller warms up, and nothing is made of it
+            continue
         arms = ["B"] if key[0] == "check" else ["A", "B"]
         if [sorted(each) for each in found.values()] != [arms]:
             yield f"twice: {name} {':'.join(map(str, key))} was measured as {found}"
+
+
+def _charged(events: list[Recorded]) -> Iterator[str]:
+    """Each candidate that is screened costs of the error budget once, before its first pair."""
+    charges: dict[str, list[LevelCharged]] = {}
+    screened: set[str] = set()
+    calibrated = False
+    for recorded in events:
+        event = recorded.event
+        if isinstance(event, CampaignStarted):
+            calibrated = event.rule == "two-stage"
+        elif isinstance(event, LevelCharged):
+            charges.setdefault(recorded.stream, []).append(event)
+        elif isinstance(event, PairScheduled) and event.purpose == "screen" and calibrated:
+            screened.update({recorded.stream} - charges.keys())
+    for stream in screened:
+        yield f"twice: {short_name(stream)} was screened and not charged before"
+    for stream, found in charges.items():
+        if len(found) != 1:
+            yield f"twice: {short_name(stream)} was charged {len(found)} times"
+    every = [charge for found in charges.values() for charge in found]
+    if [charge.ordinal for charge in every] != list(range(1, len(every) + 1)):
+        yield f"twice: charges are numbered {[charge.ordinal for charge in every]}"
+    if every and abs(every[-1].spent - sum(charge.charged for charge in every)) > 1e-12:
+        yield f"twice: {every[-1].spent} is said to be spent"
 
 
 def overlap(folders: Folders) -> Iterator[str]:
@@ -249,6 +303,7 @@ def summary(campaign: CampaignState) -> Summary:
         facts = experiment.facts
         measured = {(*_key(e), e.attempt) for e in facts if isinstance(e, RunMeasured)}
         measured -= {(*_key(e), e.attempt) for e in facts if isinstance(e, PairVoided)}
+        measured = {key for key in measured if key[0] != "warmup"}
         for event in facts:
             if isinstance(event, PairScheduled) and (*_key(event), event.attempt) in measured:
                 words = [short_name(experiment.stream), *map(str, _key(event)), event.order]

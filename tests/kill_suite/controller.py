@@ -288,10 +288,19 @@ def _deaf_supervisors(folders: Folders) -> None:
 # ---- a life ----
 
 
-def _settings(folders: Folders, seed: int) -> Settings:
+_ANY_MACHINE = {"steal": 0.0, "psi": 0.0, "throttle": False}
+_FIXED = {"pairs": 4, "alpha": 0.1, "audit_pairs": 6, "ablation_pairs": 0, "warmup": 0}
+_STAGED = {"ncal": 10, "ncal_guard": 6, "audit_pairs": 6, "ablation_pairs": 6}
+
+
+def _settings(folders: Folders, seed: int, staged: bool) -> Settings:
     here = Environment(backend="local", options={"lock_path": str(folders.lock)})
-    rules = {"pairs": 4, "alpha": 0.1, "audit_pairs": 2}
-    return Settings(environments={"local": here}, seed=seed, rule_options=rules)
+    return Settings(
+        environments={"local": here},
+        seed=seed,
+        rule="two-stage" if staged else "signed-rank",
+        rule_options={**(_STAGED if staged else _FIXED), "void": _ANY_MACHINE},
+    )
 
 
 def _campaign_in(folders: Folders) -> str | None:
@@ -302,11 +311,11 @@ def _campaign_in(folders: Folders) -> str | None:
         return next(iter(fold(log.read()).campaigns), None)
 
 
-async def _live(folders: Folders, seed: int, watch: _Watch) -> None:
+async def _live(folders: Folders, seed: int, watch: _Watch, staged: bool) -> None:
     async with open_campaign(
         folders.target,
         folders.results,
-        _settings(folders, seed),
+        _settings(folders, seed, staged),
         resume=_campaign_in(folders),
         observer=watch.tell,
         wait=30.0,
@@ -341,13 +350,13 @@ def _prepare(folders: Folders, plan: Plan) -> _Watch:
     return watch
 
 
-def run(base: Path, seed: int, plan: Plan) -> NoReturn:
+def run(base: Path, seed: int, plan: Plan, staged: bool) -> NoReturn:
     """Live until the campaign is finished; called in a process of its own, which it ends."""
     code = FAILED
     try:
         watch = _prepare(Folders(base), plan)
         try:
-            anyio.run(_live, Folders(base), seed, watch)
+            anyio.run(_live, Folders(base), seed, watch, staged)
             code = FINISHED
         except ConcurrentWriteError as error:
             code = (

@@ -29,10 +29,15 @@ _EVENTS = (
     "PairScheduled",
     "RunMeasured",
     "PairVoided",
+    "CalibrationMeasured",
+    "LevelCharged",
+    "LookTaken",
     "VerdictReached",
     "AuditMeasured",
+    "AblationMeasured",
     "ExperimentFinished",
 )
+_OF_STAGES = ("CalibrationMeasured", "LevelCharged", "LookTaken", "AblationMeasured")
 _POINTS = ("before BEGIN", "after BEGIN", "in INSERT", "before COMMIT", "after COMMIT")
 _BROKEN_AT = {"transaction": "in INSERT", "acknowledge": "before COMMIT"}
 """Where a control is caught."""
@@ -79,8 +84,15 @@ DRAWN = tuple(_WEIGHTS)
 """Kinds for any life; `finish` is for the last but one."""
 
 
-def draw(rng: Random, life: int, *, control: str = "", kinds: tuple[str, ...] = DRAWN) -> Plan:
-    """A moment at random."""
+def draw(
+    rng: Random,
+    life: int,
+    *,
+    control: str = "",
+    kinds: tuple[str, ...] = DRAWN,
+    staged: bool = False,
+) -> Plan:
+    """A moment at random; `staged`: every other event is one that only stages have."""
     (kind,) = rng.choices(kinds, [_WEIGHTS.get(kind, 1) for kind in kinds])
     plan = Plan(
         life=life,
@@ -93,6 +105,8 @@ def draw(rng: Random, life: int, *, control: str = "", kinds: tuple[str, ...] = 
     match kind:
         case "event":
             at = "|".join(rng.sample(_EVENTS, 4))
+            if staged and rng.random() < 0.5:
+                at = rng.choice(_OF_STAGES)
             return evolve(plan, at=at, nth=rng.choice((1, 1, 2, 3)), delay=pause)
         case "finish":
             return evolve(plan, at="CampaignFinished", delay=rng.uniform(0, 0.02), limit=180.0)

@@ -132,14 +132,15 @@ def write_target(
     *,
     seconds: float,
     service: bool,
+    guarded: bool,
     patches: tuple[str, ...],
     daemons: bool = False,
     stamps: bool = False,
 ) -> None:
     """The target in `folder`; its stages write to `side/stages/log`.
 
-    With `daemons` the unmodified source begins daemons already; with `stamps` a build changes a
-    file of the source.
+    With `guarded` there is a guard workload; with `daemons` the unmodified source begins daemons
+    already; with `stamps` a build changes a file of the source.
     """
     (folder / "src").mkdir(parents=True)
     (folder / "patches").mkdir()
@@ -171,7 +172,7 @@ def write_target(
         '[metrics.cost]\nrole = "primary"',
         '[metrics.wall_seconds]\nmeasured_by = "aiopt"',
         "[workloads.main]",
-        *(["[workloads.other]\nguard = true"] if service else []),
+        *(["[workloads.other]\nguard = true"] if guarded else []),
     ]
     for stage in ("build", "test", *(["deploy"] if service else []), "workload"):
         argv = [sys.executable, "-I", "-S", "{harness}/stage.py", stage]
