@@ -175,6 +175,47 @@ def test_two_primaries_are_claimed_if_both_were_proved_on_fresh_pairs() -> None:
     assert verdict.reason.endswith("proved better")
 
 
+def test_what_did_not_pass_the_screen_is_claimed_if_fresh_pairs_prove_it_beside_the_other() -> None:
+    """Holm: the second claim is tested at what the first one left, on pairs that both share."""
+
+    def late(rss: float) -> Run:
+        def run(pair: PairScheduled, rng: np.random.Generator) -> Runs:
+            return better(cpu=0.1, rss=rss if pair.purpose == "confirm" else -0.01)(pair, rng)
+
+        return run
+
+    rule = params(workloads={"mixed": {}})
+    for rss, improved in ((0.03, {"cpu", "rss"}), (0.006, {"cpu"})):
+        verdict, events = judged(late(rss), rule=rule)
+        assert verdict.kind == "keep"
+        looks = RULES["two-stage"].looks(rule, events)
+        assert {look.metric for look in looks if look.purpose == "confirm"} == {"cpu"}
+        assert {e.metric for e in verdict.effects if e.state == "improved"} == improved
+        level = next(look.level for look in looks if look.purpose == "confirm")
+        for metric in ("cpu", "rss"):
+            p = effect(verdict, metric).p
+            assert p is not None
+            if effect(verdict, metric).role == "primary":
+                assert p <= level  # of all objectives that entered together
+
+
+def test_objectives_share_the_levels_of_both_stages() -> None:
+    rule = params(workloads={"mixed": {}}, mei=0.15)  # so large that both take as few pairs
+    _, events = judged(better(cpu=0.3, rss=0.3), rule=rule)
+    looks = RULES["two-stage"].looks(rule, events)
+    screens = [look for look in looks if look.purpose == "screen"]
+    confirms = [look for look in looks if look.purpose == "confirm"]
+    assert {look.metric for look in screens} == {look.metric for look in confirms} == {"cpu", "rss"}
+    assert all(look.used <= 0.02 / 2 for look in screens)
+    assert all(0 < look.level <= 0.025 / 2 for look in confirms)
+    alone, events = judged(better(cpu=0.3, rss=-0.01), rule=rule)
+    (confirm,) = [
+        look for look in RULES["two-stage"].looks(rule, events) if look.purpose == "confirm"
+    ]
+    assert alone.kind == "keep"
+    assert 0.025 / 2 < confirm.level <= 0.025  # the whole level is for the only one that entered
+
+
 def test_a_primary_that_improved_less_than_the_margin_is_not_claimed() -> None:
     verdict, _ = judged(better(cpu=0.06, rss=0.002))
     assert verdict.kind == "keep"
@@ -253,6 +294,19 @@ def test_a_loss_on_a_guard_workload_is_a_regression() -> None:
     assert verdict.kind == "discard_regression"
     assert "cpu (writes): worse beyond its margin" in verdict.reason
     assert count(events, "guard", "writes") > 0
+
+
+def test_a_guard_that_is_broken_in_the_confirmation_spares_the_guard_workload() -> None:
+    """A loss that the pairs of the screen did not show."""
+
+    def run(pair: PairScheduled, rng: np.random.Generator) -> Runs:
+        return better(cpu=0.06, rss=-0.3 if pair.purpose == "confirm" else 0.0)(pair, rng)
+
+    verdict, events = judged(run)
+    assert verdict.kind == "discard_regression"
+    assert verdict.stage == "confirm"
+    assert "rss (mixed): worse beyond its margin" in verdict.reason
+    assert count(events, "guard", "writes") == 0
 
 
 def test_what_may_still_be_large_enough_is_inconclusive_and_says_what_would_tell() -> None:
