@@ -61,25 +61,22 @@ def answers_differ(params: RuleParams, measured: Iterable[Sequence[Pair]]) -> st
 
 def over_limit(params: RuleParams, measured: Iterable[Sequence[Pair]]) -> str:
     """The first value of the candidate beyond an absolute limit; empty if there is none."""
-    limited_metrics = [(n, m) for n, m in params.metrics.items() if m.limit is not None]
-    if not limited_metrics:
+    limits = [(n, m, m.limit) for n, m in params.metrics.items() if m.limit is not None]
+    if not limits:
         return ""
     for pairs in measured:
-        for name, metric in limited_metrics:
-            value = _beyond(metric, name, pairs)
+        for name, metric, limit in limits:
+            value = _beyond(limit, metric, name, pairs)
             if value is not None:
                 workload = pairs[0].b.workload
-                return f"{name} ({workload}): {value:g}, beyond its limit of {metric.limit}"
+                return f"{name} ({workload}): {value:g}, beyond its limit of {limit}"
     return ""
 
 
-def _beyond(metric: MetricRule, name: str, pairs: Sequence[Pair]) -> float | None:
-    if metric.limit is None:
-        return None
+def _beyond(limit: float, metric: MetricRule, name: str, pairs: Sequence[Pair]) -> float | None:
     for pair in pairs:
         for value in pair.b.metrics.get(name, ()):
-            beyond = value > metric.limit if metric.direction == "lower" else value < metric.limit
-            if beyond:
+            if value > limit if metric.direction == "lower" else value < limit:
                 return value
     return None
 
@@ -126,7 +123,7 @@ def guard_effects(
         role, p, state = "info", None, "info"
         if metric.limit is not None:
             role = "guard"
-            state = "held" if _beyond(metric, name, pairs) is None else "broken"
+            state = "held" if _beyond(metric.limit, metric, name, pairs) is None else "broken"
         elif name in margins:
             role = "guard"
             p, state = _non_inferior(params, d, margins[name], level, spread(name))

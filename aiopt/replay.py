@@ -8,6 +8,7 @@ always equals the fold of what was written.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import takewhile
 from typing import Literal
 
 from attrs import Factory, define, evolve, frozen
@@ -184,13 +185,9 @@ class CampaignState:
             return self.experiments.get(experiment.charged.calibration)
         if experiment.started.purpose == "calibration":
             return None  # it stands by itself, also where it replaces another one
-        found = None
-        for other in self.experiments.values():
-            if other is experiment:
-                break
-            if other.started.purpose == "calibration" and other.outcome == "measured":
-                found = other
-        return found
+        before = takewhile(lambda other: other is not experiment, self.experiments.values())
+        done = [e for e in before if e.started.purpose == "calibration" and e.outcome == "measured"]
+        return done[-1] if done else None
 
     def evidence(self, experiment: ExperimentState) -> list[Event]:
         """All that an experiment is judged by: the facts of its calibration, then its own."""

@@ -79,7 +79,7 @@ def _unknown_rule(campaign: CampaignState, experiment: ExperimentState) -> str:
     return ""
 
 
-Decision = Event | NeedsMore | Sequence[Event] | None
+Decision = Event | NeedsMore | Sequence[Event]
 
 
 def _decisions(
@@ -115,8 +115,6 @@ def _difference(logged: Decision, recomputed: Decision) -> str:
 def _text(decision: Decision) -> str:
     if isinstance(decision, NeedsMore):
         return f"needs {decision.missing} more pairs of the purpose {decision.purpose}"
-    if decision is None:
-        return "nothing"
     if isinstance(decision, Sequence):
         return "; ".join(_text(event) for event in decision) or "nothing"
     return f"{type(decision).__name__} {encode(decision)[2]}"

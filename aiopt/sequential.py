@@ -96,16 +96,13 @@ def take(stage: Stage, d: Sequence[float]) -> StageResult:
 
     What comes after the deciding look is ignored, so more pairs never change a decision.
     """
+    planned = looks_at(stage.n, stage.first)
     looks: list[Look] = []
-    used = 0.0
-    for k in looks_at(stage.n, stage.first):
+    while not looks or looks[-1].action == "continue":  # the last one never says so
+        k = planned[len(looks)]
         if len(d) < k:
             return StageResult(tuple(looks), k)
-        look = _look(stage, d[:k], used)
-        looks.append(look)
-        used = look.used
-        if look.action != "continue":
-            break
+        looks.append(_look(stage, d[:k], looks[-1].used if looks else 0.0))
     return StageResult(tuple(looks), None)
 
 

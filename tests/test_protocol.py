@@ -239,3 +239,15 @@ def test_events_are_what_a_log_holds() -> None:
         name, version, payload = encode(event)
         assert (name, version) == (type(event).__name__, 1)
         assert orjson.loads(payload)
+
+
+def test_an_objective_that_has_no_value_leaves_no_effect() -> None:
+    metrics = {"cost": {"role": "primary"}, "other": {}}
+    campaign = calibrated(1, noisy(1), {"metrics": metrics, "weights": {"other": 1.0}})
+    assert isinstance(campaign.calibration().outcome, CalibrationFailed)
+    stepper = campaign.candidate()
+    assert stepper.next_pair() is None
+    assert stepper.verdict is not None
+    assert (stepper.verdict.kind, stepper.verdict.stage) == ("inconclusive", "")
+    assert math.isnan(stepper.verdict.effect)
+    assert stepper.verdict.interval == (-math.inf, math.inf)

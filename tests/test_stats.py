@@ -26,6 +26,7 @@ from aiopt.stats import (
     signed_rank_p,
     signed_rank_survival,
     smallest_n,
+    standard_error,
     upper_bound,
     walsh_averages,
 )
@@ -397,3 +398,15 @@ class TestCoin:
         """There is no coin for a negative number."""
         with pytest.raises(ValueError, match="non-negative"):
             coin(-1, 0, 0, 0)
+
+
+def test_the_standard_error_is_that_of_the_interval_or_of_the_spread() -> None:
+    rng = np.random.default_rng(4)
+    sample = rng.normal(0.0, 0.01, 100)
+    low, high = interval(sample)
+    assert standard_error(sample) == (high - low) / 3.92
+    assert standard_error(sample) == pytest.approx(0.01 / 10, rel=0.25)
+    few = sample[:5]  # too few for an interval of 95 %
+    assert standard_error(few) == math.sqrt(math.pi / 3) * mad_sd(few) / math.sqrt(5)
+    assert standard_error([0.3]) == standard_error([]) == math.inf
+    assert standard_error([0.3] * 9) == 0.0
