@@ -6,11 +6,14 @@ from typing import Any
 
 import anyio
 import pytest
+from attrs import evolve
 
 from aiopt import calibrating
+from aiopt.backends.local import LocalWorkspace
 from aiopt.budget import ledger
 from aiopt.campaign import Unfit, open_campaign
 from aiopt.codec import encode
+from aiopt.errors import SessionLost
 from aiopt.events import (
     AblationMeasured,
     CalibrationFailed,
@@ -29,6 +32,7 @@ from aiopt.events import (
 )
 from aiopt.log import Log
 from aiopt.pairs import pairs_by_purpose
+from aiopt.protocols import Command, Completed, Sink
 from aiopt.replay import CampaignState, ExperimentState, fold
 from aiopt.reproduce import reproduce
 from aiopt.settings import Environment, Settings
@@ -345,6 +349,56 @@ async def test_a_machine_that_stays_busy_is_waited_for_and_then_unfit(
         assert again in (None, scheduled[e.workload, e.index, e.attempt])
 
 
+async def test_what_was_built_ahead_and_never_screened_costs_nothing(tmp_path: Path) -> None:
+    """Only the candidates whose screen began are charged, also if an incumbent came between."""
+    pool = {
+        "01-win": cost(80),
+        "02-comment": POOL_OF_FIVE["02-comment"],
+        "03-second-win": cost(60, 80),
+    }
+    given = evolve(settings(ablation_pairs=0), jobs=2)
+    state = await finish(write_target(tmp_path / "target", pool), tmp_path / "results", given)
+    assert [patch.name for patch in state.incumbent_genome] == ["01-win", "03-second-win"]
+    candidates = state.of_purpose("candidate")
+    superseded = [e for e in candidates if e.outcome == "superseded"]
+    assert superseded
+    screened = {e.stream for e in candidates if any(_is_screen(fact) for fact in e.facts)}
+    assert {e.stream for e in candidates if e.charged is not None} == screened
+    assert not screened & {e.stream for e in superseded}
+    assert [charge.ordinal for charge in state.charged] == list(range(1, len(screened) + 1))
+    assert len(state.of_purpose("calibration")) == 1
+    assert reproduce(fold(read(tmp_path / "results"))).contradictions == ()
+
+
+def _is_screen(fact: object) -> bool:
+    return isinstance(fact, PairScheduled) and fact.purpose == "screen"
+
+
+async def test_a_candidate_whose_session_is_lost_is_charged_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, lost = LocalWorkspace.run, [0]
+
+    async def run(self: LocalWorkspace, command: Command, sink: Sink) -> Completed:
+        if command.label == "workload":
+            lost[0] += 1
+            if lost[0] in (50, 60):  # in the screen and after it
+                raise SessionLost("the link is down")
+        return await real(self, command, sink)
+
+    monkeypatch.setattr(LocalWorkspace, "run", run)
+    target = write_target(tmp_path / "target", {"01-win": cost(80)})
+    state = await finish(target, tmp_path / "results", settings(warmup=0))
+    (candidate,) = state.of_purpose("candidate")
+    assert verdicts(state) == {"01-win": "keep"}
+    assert [charge.ordinal for charge in state.charged] == [1]
+    voids = [fact for fact in candidate.facts if isinstance(fact, PairVoided)]
+    assert [void.reason for void in voids] == ["interrupted"] * 2
+    looks = [(look.purpose, look.pairs) for look in candidate.looks]
+    assert len(looks) == len(set(looks))
+    assert reproduce(fold(read(tmp_path / "results"))).contradictions == ()
+
+
 async def test_audits_come_every_so_many_keeps_and_at_the_end(tmp_path: Path) -> None:
     wins = {
         f"{n:02}-win": replace_line("cost.txt", str(100 - 10 * (n - 1)), str(100 - 10 * n))
@@ -390,6 +444,31 @@ async def test_a_kept_patch_that_no_longer_contributes_is_flagged(tmp_path: Path
         if effect.metric == "cost"
     ]
     assert effects == [0.0, pytest.approx(0.2877, abs=1e-3)]  # 80 to 60
+
+
+async def test_a_patch_that_another_one_needs_cannot_be_taken_out(tmp_path: Path) -> None:
+    """Without the first one the second still applies, and fails the tests."""
+    needed = cost(80) + "--- /dev/null\n+++ b/answer.txt\n@@ -0,0 +1 @@\n+42\n"
+    needing = """--- a/main.sh
++++ b/main.sh
+@@ -2,3 +2,3 @@
+-echo "cost=$(cat cost.txt)"
++echo "cost=$(($(cat cost.txt) * 3 / 4))"
+ echo "size=$(cat size.txt)"
+-echo answer=42
++echo answer=$(cat answer.txt)
+"""
+    target = write_target(tmp_path / "target", {"01-needed": needed, "02-needing": needing})
+    state = await finish(target, tmp_path / "results")
+    assert verdicts(state) == {"01-needed": "keep", "02-needing": "keep"}
+    first, second = (e.ablation for e in state.of_purpose("ablation"))
+    assert first is not None
+    assert (first.separable, first.supported, first.effects) == (False, None, ())
+    assert first.detail.startswith("test: exit 1")
+    assert second is not None
+    assert (second.separable, second.supported) == (True, True)
+    assert all(e.outcome == "measured" for e in state.of_purpose("ablation"))
+    assert reproduce(fold(read(tmp_path / "results"))).contradictions == ()
 
 
 async def test_an_audit_on_demand_leaves_a_finished_campaign_finished(tmp_path: Path) -> None:
