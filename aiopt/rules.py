@@ -291,9 +291,6 @@ def _levels(params: RuleParams) -> Iterator[tuple[str, str]]:
     if not params.guard_first < params.guard_alpha:
         text = f"{params.guard_first:g}: must leave something of guard_alpha"
         yield "guard_first", f"{text} = {params.guard_alpha:g} for the second look"
-    if 2.0**-params.guard_pairs > params.guard_alpha:
-        text = f"{params.guard_pairs} can never prove that a guard holds at {params.guard_alpha:g}"
-        yield "guard_pairs", text
 
 
 def _weights(params: RuleParams) -> Iterator[tuple[str, str]]:

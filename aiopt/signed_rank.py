@@ -52,6 +52,12 @@ class SignedRank:
                 f"{params.pairs} can never prove anything at alpha = {params.alpha:g} shared "
                 f"among {shared}; at least {smallest_n(params.alpha / shared)}",
             )
+        if 2.0**-params.guard_pairs > params.guard_alpha:
+            yield (
+                "guard_pairs",
+                f"{params.guard_pairs} can never prove that a guard holds at "
+                f"{params.guard_alpha:g}; at least {smallest_n(params.guard_alpha)}",
+            )
 
     def decide(self, params: RuleParams, events: Sequence[Event]) -> VerdictReached | NeedsMore:
         """See `Rule.decide`."""

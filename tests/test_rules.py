@@ -57,7 +57,6 @@ def params(**changes: Any) -> RuleParams:
         ({"regression_alpha": 0.0}, "regression_alpha"),
         ({"guard_alpha": 1.5}, "guard_alpha"),
         ({"guard_first": 0.05}, "guard_first"),
-        ({"guard_pairs": 4}, "guard_pairs"),
         ({"pfer": 0.0}, "pfer"),
         ({"pfer_ext": 0.0}, "pfer_ext"),
         ({"weights": {"nothing": 1.0}}, "weights.nothing"),

@@ -406,6 +406,15 @@ def test_too_few_pairs_to_prove_anything_are_refused(pairs: int) -> None:
     check_rule("signed-rank", params(pairs=8))
 
 
+def test_too_few_pairs_for_a_guard_are_refused_by_the_rule_that_counts_them() -> None:
+    with pytest.raises(ConfigError, match=r"guard_pairs: 4 can never prove .* at least 5"):
+        check_rule("signed-rank", params(guard_pairs=4))
+    strict = params(guard_alpha=0.01, guard_first=0.005)
+    with pytest.raises(ConfigError, match="guard_pairs"):
+        check_rule("signed-rank", strict)
+    check_rule("two-stage", strict)  # it plans its own
+
+
 def test_an_unknown_rule_is_refused_with_what_there_is() -> None:
     with pytest.raises(ConfigError, match="no rule 'magic'; there are two-stage, signed-rank"):
         params_for("magic", {})
