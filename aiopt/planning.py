@@ -98,7 +98,7 @@ def autocorrelation(values: Sequence[float]) -> float:
     x = np.asarray(values, dtype=np.float64)
     if x.size < 3 or np.ptp(x) <= _ROUNDING * np.abs(x).max():
         return 0.0
-    x = x - x.mean()
+    x = (x - x.mean()) / np.ptp(x)  # so that no square of a tiny difference is 0
     return float(x[:-1] @ x[1:] / (x @ x))
 
 

@@ -123,6 +123,7 @@ def test_autocorrelation_tells_drift_from_independence_and_alternation() -> None
     assert autocorrelation([1.0] * 10) == 0.0
     assert autocorrelation([math.log(50.1)] * 99) == 0.0  # whose mean differs by rounding
     assert autocorrelation([1.0, 2.0]) == 0.0
+    assert autocorrelation([0.0, 0.0, 1e-200]) == pytest.approx(autocorrelation([0.0, 0.0, 1.0]))
 
 
 def test_a_slow_start_is_noticed() -> None:
