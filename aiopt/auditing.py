@@ -17,8 +17,12 @@ __all__ = ["ablate", "audit", "audit_is_due"]
 
 def audit_is_due(state: CampaignState) -> bool:
     """Whether ten more patches (`audit_every`) were kept since the last audit."""
-    audited = [e.started for e in state.of_purpose("audit")]
-    since = len(state.incumbent_genome) - max((len(e.genome) for e in audited), default=0)
+    audited = {experiment.started.candidate for experiment in state.of_purpose("audit")}
+    since = 0
+    for stream in reversed(state.kept):
+        if state.experiments[stream].started.candidate in audited:
+            break
+        since += 1
     return since >= state.params.audit_every
 
 
