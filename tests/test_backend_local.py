@@ -380,8 +380,9 @@ async def test_kill_remains_knows_a_reused_number(spec: WorkspaceSpec) -> None:
         assert not service.exited()
         assert await backend.kill_remains("no-such-marker", ()) == 0
         with anyio.fail_after(10):
-            while await backend.kill_remains(spec.marker, ()) < 1:
-                await anyio.sleep(0.005)  # what was forked has its marker only once it has executed
+            # What was forked has its marker only once it has executed.
+            while await backend.kill_remains(spec.marker, ()) < 1:  # noqa: ASYNC110
+                await anyio.sleep(0.005)
             while not service.exited():  # noqa: ASYNC110
                 await anyio.sleep(0.005)
 
