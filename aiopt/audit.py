@@ -17,7 +17,7 @@ from aiopt.pairs import composite, effects_of, needs, pairs_by_purpose
 from aiopt.rules import NeedsMore, RuleParams
 from aiopt.stats import interval, upper_bound
 
-__all__ = ["Shrunken", "ablation_of", "audit_of", "audit_pairs", "shrink"]
+__all__ = ["Shrunken", "ablation_of", "audit_of", "audit_pairs", "not_separable", "shrink"]
 
 _NORMAL_95 = 1.96
 _SIGNED_RANK_COST = 1.0233
@@ -83,14 +83,7 @@ def ablation_of(
     def measured(params: RuleParams, events: Sequence[Event]) -> AblationMeasured | NeedsMore:
         failed = next((event for event in events if isinstance(event, GateFailed)), None)
         if failed is not None:
-            return AblationMeasured(
-                final=final,
-                without=without,
-                separable=False,
-                detail=f"{failed.gate}: {failed.detail}",
-                effects=(),
-                supported=None,
-            )
+            return not_separable(final, without, f"{failed.gate}: {failed.detail}")
         found = pairs_by_purpose(events)
         pairs = {name: found.get(("ablation", name), ()) for name in params.main}
         missing = needs("ablation", dict.fromkeys(params.main, params.ablation_pairs), pairs)
@@ -110,6 +103,18 @@ def ablation_of(
         )
 
     return measured
+
+
+def not_separable(final: str, without: str, detail: str) -> AblationMeasured:
+    """The others do not apply, build or pass their gates without this patch."""
+    return AblationMeasured(
+        final=final,
+        without=without,
+        separable=False,
+        detail=detail,
+        effects=(),
+        supported=None,
+    )
 
 
 @frozen

@@ -4,12 +4,11 @@ from collections.abc import Iterator
 
 from attrs import evolve
 
-from aiopt.audit import ablation_of, audit_of
+from aiopt.audit import ablation_of, audit_of, not_separable
 from aiopt.errors import PatchError
-from aiopt.events import AblationMeasured, ExperimentFinished
+from aiopt.events import ExperimentFinished
 from aiopt.ids import candidate_id
 from aiopt.laboratory import Change, Laboratory
-from aiopt.measure import Side
 from aiopt.replay import CampaignState, ExperimentState
 
 __all__ = ["ablate", "audit", "audit_is_due"]
@@ -73,37 +72,26 @@ async def _ablate(lab: Laboratory, without: Change, place: int) -> None:
     ]
     if any(e.outcome is not None for e in found):
         return
-    patch = final.genome[place]
-    separable, detail = True, ""
+    digest = final.genome[place].digest
+    decider = ablation_of(final.candidate, digest)
     try:
-        tree = await lab.bench.check_out(
-            without.candidate, state.started.base_commit, without.genome
-        )
+        base = state.started.base_commit
+        tree = await lab.bench.check_out(without.candidate, base, without.genome)
         without = evolve(without, tree=tree)
+        does_not_apply = ""
     except PatchError as error:
-        separable, detail = False, str(error)
+        does_not_apply = str(error)
     experiment = found[0] if found else lab.begin("ablation", 0, final, without)
     emit = lab.emitter(experiment)
-    side: Side | None = None
-    if separable:
-        side = await lab.bench.side(
-            without.candidate, without.tree, emit, attempts=experiment.attempts
-        )
-    if side is None and separable:
-        gate = lab.judge(experiment, ablation_of(final.candidate, patch.digest)).outcome
-        detail = gate.detail if gate is not None else "it does not pass its gates"
-    if side is None:
-        outcome = AblationMeasured(
-            final=final.candidate,
-            without=patch.digest,
-            separable=False,
-            detail=detail,
-            effects=(),
-            supported=None,
-        )
-    else:
+    if does_not_apply:
+        outcome = not_separable(final.candidate, digest, does_not_apply)
+    elif await lab.bench.side(without.candidate, without.tree, emit, attempts=experiment.attempts):
         arms = await lab.arms(experiment, without, final, frozenset({"A"}))
-        judge = lab.judge(experiment, ablation_of(final.candidate, patch.digest))
+        judge = lab.judge(experiment, decider)
         outcome = await lab.run_pairs(experiment, judge, arms, frozenset({"A"}))
+    else:
+        failed = lab.judge(experiment, decider).outcome
+        assert failed is not None  # the gate that it failed is logged
+        outcome = failed
     emit(outcome, ExperimentFinished(outcome="measured"))
     await lab.bench.close(without.candidate)

@@ -7,14 +7,14 @@ proposer adapts to results.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from attrs import frozen
 
 from aiopt.events import LevelCharged
 from aiopt.rules import RuleParams
 
-__all__ = ["Ledger", "charge_of", "confirm_level_of", "ledger", "stated_budget"]
+__all__ = ["Ledger", "charge", "charge_of", "confirm_level_of", "ledger", "stated_budget"]
 
 
 @frozen(kw_only=True)
@@ -54,6 +54,23 @@ def confirm_level_of(params: RuleParams, ordinal: int) -> float:
 def charge_of(params: RuleParams, ordinal: int) -> float:
     """What the ordinal-th candidate costs of the budget."""
     return params.alpha1 * confirm_level_of(params, ordinal)
+
+
+def charge(
+    params: RuleParams, number: int, before: Sequence[LevelCharged], calibration: str
+) -> LevelCharged:
+    """The charge of the candidate that is screened after these were charged."""
+    ordinal = len(before) + 1
+    cost = charge_of(params, ordinal)
+    spent = sum(each.charged for each in before) + cost
+    return LevelCharged(
+        number=number,
+        ordinal=ordinal,
+        charged=cost,
+        spent=spent,
+        left=stated_budget(params, ordinal) - spent,
+        calibration=calibration,
+    )
 
 
 def stated_budget(params: RuleParams, ordinal: int) -> float:

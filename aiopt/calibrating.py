@@ -9,7 +9,6 @@ from aiopt.calibration import (
     CalibrationOutcome,
     calibrate,
     calibration_of,
-    calibration_pairs,
     needs_anew,
 )
 from aiopt.events import CalibrationFailed, ExperimentFinished, PairPurpose
@@ -54,9 +53,7 @@ def is_out_of_date(state: CampaignState) -> bool:
     params = state.params
     measured = pairs_by_purpose(calibration.facts)
     for each in calibrate(params, measured).values():
-        pairs = calibration_pairs(params, measured, each.objective.workload)
-        d = composite(pairs, each.objective.weights, params) or []
-        if needs_anew(params, each, d, residuals(state, calibration, each.objective)):
+        if needs_anew(params, each, residuals(state, calibration, each.objective)):
             return True
     return False
 

@@ -79,6 +79,8 @@ class Calibrated:
     """The margin in force."""
     alpha1: float
     """Its share of the screen's level."""
+    d: tuple[float, ...]
+    """Log ratios of its pairs."""
 
     @property
     def screen(self) -> Stage:
@@ -141,7 +143,7 @@ def calibrate(params: RuleParams, measured: Measured) -> Mapping[tuple[str, str]
             continue
         plan = _plan(params, d, delta0)
         alpha1 = params.alpha1 / len(params.objectives)
-        found[objective.key] = Calibrated(objective, sd_of_pairs(d), plan, delta0, alpha1)
+        found[objective.key] = Calibrated(objective, sd_of_pairs(d), plan, delta0, alpha1, tuple(d))
     return found
 
 
@@ -163,8 +165,7 @@ def _plan(params: RuleParams, d: Sequence[float], delta0: float) -> Plan:
 def _diagnosed(params: RuleParams, measured: Measured, calibrated: Calibrated) -> _Diagnosed:
     objective = calibrated.objective
     pairs = calibration_pairs(params, measured, objective.workload)
-    d = composite(pairs, objective.weights, params) or []
-    noise = noise_of(d, *_in_time(params, objective, pairs))
+    noise = noise_of(calibrated.d, *_in_time(params, objective, pairs))
     layout = measured.get(("layout", objective.workload), ())
     rebuilt = composite(layout, objective.weights, params) if params.layout.rotate else None
     if not rebuilt:
@@ -407,7 +408,6 @@ def _guard_reported(
 def needs_anew(
     params: RuleParams,
     calibrated: Calibrated,
-    d: Sequence[float],
     residuals: Sequence[float],
 ) -> bool:
     """Whether the last 50 pairs are twice as noisy as the calibration was, or half,
@@ -416,7 +416,6 @@ def needs_anew(
     Args:
         params: of the rule.
         calibrated: what the calibration led to.
-        d: its log ratios.
         residuals: log ratios since then, in order, each minus the estimate of its candidate and
             stage. Fewer than 50 say nothing.
     """
@@ -425,4 +424,4 @@ def needs_anew(
     ratio = sd_of_pairs(residuals[-REFRESH_PAIRS:]) / calibrated.sd_pair
     if 0.5 <= ratio <= 2:
         return False
-    return _plan(params, [x * ratio for x in d], calibrated.delta0) != calibrated.plan
+    return _plan(params, [x * ratio for x in calibrated.d], calibrated.delta0) != calibrated.plan

@@ -10,7 +10,7 @@ import anyio
 from attrs import frozen
 
 from aiopt.blobs import BlobStore
-from aiopt.budget import charge_of, stated_budget
+from aiopt.budget import charge
 from aiopt.calibrating import ensure_calibrated
 from aiopt.candidate import canonical, check_scope
 from aiopt.errors import (
@@ -27,7 +27,6 @@ from aiopt.events import (
     ExperimentFinished,
     GateFailed,
     IncumbentChanged,
-    LevelCharged,
     PairScheduled,
     PairVoided,
     RejectReason,
@@ -288,17 +287,8 @@ class Evaluator:
         if not RULES[state.started.rule].calibrated or experiment.charged is not None:
             return
         assert calibration is not None
-        ordinal = len(state.charged) + 1
-        cost = charge_of(state.params, ordinal)
-        spent = sum(charge.charged for charge in state.charged) + cost
-        charged = LevelCharged(
-            number=experiment.started.number,
-            ordinal=ordinal,
-            charged=cost,
-            spent=spent,
-            left=stated_budget(state.params, ordinal) - spent,
-            calibration=calibration.stream,
-        )
+        number = experiment.started.number
+        charged = charge(state.params, number, state.charged, calibration.stream)
         self._journal.emit(experiment.stream, charged)
 
     async def _conclude(self, experiment: ExperimentState, judge: Judge[VerdictReached]) -> None:

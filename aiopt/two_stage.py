@@ -29,7 +29,6 @@ from aiopt.calibration import (
     Calibrated,
     Measured,
     calibrate,
-    calibration_pairs,
     guard_plan,
     guard_spread,
     missing_calibration,
@@ -45,7 +44,7 @@ from aiopt.guards import (
     over_limit,
     workload_margins,
 )
-from aiopt.pairs import Pair, composite, effect_of, pairs_by_purpose, rounded
+from aiopt.pairs import Pair, effect_of, pairs_by_purpose, rounded
 from aiopt.planning import LARGEST, pairs_to_prove, replan_confirmation
 from aiopt.rules import NeedsMore, Objective, RuleParams
 from aiopt.sequential import Stage
@@ -245,9 +244,8 @@ def _confirmation(
     proved = lower_bound(screen.differences(objective), 0.95)
     n2 = plan.n2
     if alpha2 < params.confirm_level or proved > plan.mei_eff:
-        pairs = calibration_pairs(params, measured, objective.workload)
         planned = replan_confirmation(
-            composite(pairs, objective.weights, params) or [],
+            calibrated.d,
             shift=max(plan.mei_eff, proved) - calibrated.delta0,
             alpha2=alpha2 / len(params.objectives),
             power=params.power,

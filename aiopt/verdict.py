@@ -14,7 +14,7 @@ from typing import Any, Generic, Literal, TypeVar
 import numpy as np
 from attrs import frozen
 
-from aiopt.budget import charge_of, stated_budget
+from aiopt.budget import charge
 from aiopt.calibration import calibrate, calibration_of
 from aiopt.comparisons import COMPARISONS
 from aiopt.errors import ConfigError
@@ -430,8 +430,7 @@ class ProtocolCampaign:
         self._seed = seed
         self._calibration: ProtocolStepper | None = None
         self._plan: Mapping[str, Any] | None = None
-        self._candidates = 0
-        self._spent = 0.0
+        self._charged: list[LevelCharged] = []
 
     def calibration(self) -> ProtocolStepper:
         """Pairs of the incumbent against itself; the same stepper however often it is asked for."""
@@ -485,22 +484,14 @@ class ProtocolCampaign:
             ValueError: the calibration is not finished.
         """
         calibrated = self._calibrated()
-        self._candidates += 1
-        charge = charge_of(self.rule_params, self._candidates)
-        self._spent += charge
-        charged = LevelCharged(
-            number=self._candidates,
-            ordinal=self._candidates,
-            charged=charge,
-            spent=self._spent,
-            left=stated_budget(self.rule_params, self._candidates) - self._spent,
-            calibration="",
-        )
+        number = len(self._charged) + 1
+        charged = charge(self.rule_params, number, self._charged, "")
+        self._charged.append(charged)
         judge = Judge(
             verdict_by(DEFAULT_RULE),
             self.rule_params,
             seed=self._seed,
-            number=self._candidates,
+            number=number,
             events=[*calibrated.events, charged],
         )
         return ProtocolStepper(judge)

@@ -441,10 +441,10 @@ def test_where_nothing_can_be_rebuilt_the_floor_of_layout_is_the_margin() -> Non
 # ---- whether it still holds ----
 
 
-def calibrated(sd: float) -> tuple[Calibrated, list[float]]:
+def calibrated(sd: float) -> Calibrated:
     events = ran(params(), noisy(sd=sd))
     (each,) = calibrate(params(), pairs_by_purpose(events)).values()
-    return each, differences(events)
+    return each
 
 
 def residuals(sd: float, n: int = REFRESH_PAIRS) -> list[float]:
@@ -465,16 +465,16 @@ def residuals(sd: float, n: int = REFRESH_PAIRS) -> list[float]:
 def test_noise_that_changed_the_plan_asks_for_another_calibration(
     before: float, after: float, anew: bool
 ) -> None:
-    each, d = calibrated(before)
-    assert needs_anew(params(), each, d, residuals(after)) is anew
+    each = calibrated(before)
+    assert needs_anew(params(), each, residuals(after)) is anew
 
 
 def test_only_the_latest_fifty_pairs_are_looked_at_and_fewer_say_nothing() -> None:
-    each, d = calibrated(0.02)
+    each = calibrated(0.02)
     loud, quiet = residuals(0.15), residuals(0.028)
-    assert not needs_anew(params(), each, d, loud[:-1])
-    assert not needs_anew(params(), each, d, [*loud, *quiet])
-    assert needs_anew(params(), each, d, [*quiet, *loud])
+    assert not needs_anew(params(), each, loud[:-1])
+    assert not needs_anew(params(), each, [*loud, *quiet])
+    assert needs_anew(params(), each, [*quiet, *loud])
 
 
 @given(st.integers(0, 10_000), st.floats(0.002, 0.2))

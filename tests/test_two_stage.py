@@ -1,7 +1,7 @@
 """The rule `two-stage` on made-up runs: objectives, stages, guards, labels."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,8 +24,9 @@ from aiopt.events import (
 from aiopt.rules import NeedsMore, RuleParams, params_from, vary
 from aiopt.verdict import RULES, Judge, decide, verdict_by
 from tests.factories import make
+from tests.test_verdict import measured
 
-Runs = Mapping[str, float]
+Runs = dict[str, float]
 Run = Callable[[PairScheduled, np.random.Generator], Runs]
 
 SD = {"cpu": 0.01, "rss": 0.003, "p99": 0.1, "rps": 0.01}
@@ -73,34 +74,15 @@ def better(workload: str | None = None, **gains: float) -> Run:
     return run
 
 
-def measured(pair: PairScheduled, arm: Any, values: Runs, answers: str = "same") -> RunMeasured:
-    return RunMeasured(
-        purpose=pair.purpose,
-        workload=pair.workload,
-        index=pair.index,
-        attempt=pair.attempt,
-        arm=arm,
-        position=1 + pair.order.index(arm),
-        metrics={name: (value,) for name, value in values.items()},
-        texts={"answers": answers},
-        covariates={},
-        log=None,
-    )
-
-
 def run_pairs(judge: Judge[Any], a: Run, b: Run, seed: int, answers: str = "same") -> None:
     rng = np.random.default_rng(seed)
     while (pair := judge.next_pair()) is not None:
         runs = {"A": a(pair, rng), "B": b(pair, rng)}
         judge.tell(
             pair,
-            measured(pair, pair.order[0], runs[pair.order[0]], _said(pair.order[0], answers)),
-            measured(pair, pair.order[1], runs[pair.order[1]], _said(pair.order[1], answers)),
+            measured(pair, "A", runs["A"]),
+            measured(pair, "B", runs["B"], answers),
         )
-
-
-def _said(arm: str, answers: str) -> str:
-    return answers if arm == "B" else "same"
 
 
 def calibration(rule: RuleParams, seed: int = 1) -> list[Event]:
