@@ -33,6 +33,7 @@ __all__ = [
     "EvidenceCaptured",
     "ExperimentFinished",
     "ExperimentStarted",
+    "Finding",
     "GateFailed",
     "GatePassed",
     "IncumbentChanged",
@@ -146,6 +147,21 @@ class Scalar:
     unit: str
     low: float | None = None
     high: float | None = None
+
+
+@frozen(kw_only=True, slots=True)
+class Finding:
+    """One thing that a profiler says about one place in the code.
+
+    What a person reads first. The scalars of the same evidence hold every number by its name.
+    """
+
+    where: str
+    """A function or `file:line`."""
+    what: str
+    """What kind of statement it is: `on-CPU`, `off-CPU L`, `opportunity`, `allocated`, …"""
+    scalar: Scalar
+    detail: str = ""
 
 
 # ---- campaign ----
@@ -436,6 +452,10 @@ class EvidenceCaptured:
     """Blob: folded stacks, one `frame;frame;frame count` a line."""
     artifact: str | None
     """Blob: what the profiler wrote."""
+    stacks_unit: str = "samples"
+    findings: tuple[Finding, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What limits the evidence: lines that were not understood, experiments that were rejected."""
 
 
 @frozen(kw_only=True, slots=True)

@@ -8,6 +8,7 @@ it, never for its values.
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -346,7 +347,7 @@ async def profile_runs(
             continue
         finally:
             file.unlink(missing_ok=True)
-        result = profiler.parse(profile)
+        result = profiler.parse([BytesIO(profile)])
         if not isinstance(result, Measured):
             emit(_no_evidence(name, result))
             continue
@@ -358,6 +359,9 @@ async def profile_runs(
                 scalars=dict(result.scalars),
                 stacks=blobs.put(result.stacks.encode()) if result.stacks else None,
                 artifact=blobs.put(profile),
+                stacks_unit=result.stacks_unit,
+                findings=result.findings,
+                notes=result.notes,
             )
         )
 

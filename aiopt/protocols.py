@@ -11,12 +11,12 @@ Protocol members are read-only properties, so that frozen classes fulfil them.
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol, runtime_checkable
 
 from anyio.abc import ByteStream
 from attrs import field, frozen
 
-from aiopt.events import PatchRef, ProcessRef, Scalar
+from aiopt.events import Finding, PatchRef, ProcessRef, Scalar
 
 if TYPE_CHECKING:
     from numpy.random import Generator
@@ -254,7 +254,12 @@ class Measured:
 
     scalars: Mapping[str, Scalar]
     stacks: str = ""
-    """Folded: `frame;frame;frame count`, one a line, most first."""
+    """Folded: `frame;frame;frame count`, root first, one a line, most first."""
+    stacks_unit: str = "samples"
+    findings: tuple[Finding, ...] = ()
+    """What a person should read first, most important first; at most some dozens."""
+    notes: tuple[str, ...] = ()
+    """What limits the evidence: lines that were not understood, experiments that were rejected."""
 
 
 @frozen(kw_only=True)
@@ -294,8 +299,13 @@ class Profiler(Protocol):
         """The command to run instead; the profile goes to `output`, a fresh path."""
         ...
 
-    def parse(self, profile: bytes) -> ProfileResult:
-        """What the profile says. Pure; an exit code proves nothing, so what is in it decides."""
+    def parse(self, profiles: Sequence[BinaryIO]) -> ProfileResult:
+        """What the profiles of one or more runs say together.
+
+        Depends on their bytes alone. An exit code proves nothing, so what is in them decides.
+        Whatever they hold, the answer is a value, in memory that does not grow with the longest
+        line.
+        """
         ...
 
 

@@ -1,10 +1,10 @@
 """Stages and services in real workspaces: how each way of failing is told."""
 
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 from attrs import evolve
@@ -245,7 +245,8 @@ class Look:
         script = f'printf "{self.says}" > "$0"; exec "$@"' if self.says else 'exec "$@"'
         return evolve(command, argv=("sh", "-c", script, output, *command.argv))
 
-    def parse(self, profile: bytes) -> ProfileResult:
+    def parse(self, profiles: Sequence[BinaryIO]) -> ProfileResult:
+        profile = profiles[0].read()
         if profile == b"empty":
             return Inconclusive(reason="no samples")
         if profile == b"broken":

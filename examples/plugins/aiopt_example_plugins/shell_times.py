@@ -7,6 +7,8 @@ wrapper wrote. It is given a run of its own, whose timing is never used.
 """
 
 import re
+from collections.abc import Sequence
+from typing import BinaryIO
 
 from attrs import evolve, frozen
 
@@ -22,7 +24,8 @@ wait $! 2>/dev/null
 times >"$0"
 exit $code
 """
-_LINE = re.compile(rb"(\d+)m([\d.]+)s (\d+)m([\d.]+)s")
+_LINE = re.compile(rb"(\d+)m(\d+\.?\d*)s (\d+)m(\d+\.?\d*)s")
+_LIMIT = 1000  # bytes: nothing that a parser is given may fill its memory
 
 
 class _Nowhere:
@@ -42,12 +45,16 @@ class ShellTimes:
     def wrap(self, command: p.Command, output: str) -> p.Command:
         return evolve(command, argv=("sh", "-c", _WRAPPER, output, *command.argv))
 
-    def parse(self, profile: bytes) -> p.ProfileResult:
-        lines = _LINE.findall(profile)
-        if len(lines) != 2:  # the shell itself, then its children
-            return p.Failed(reason=f"expected two lines of times, found {profile[:80]!r}")
-        user, system = (float(lines[1][i]) * 60 + float(lines[1][i + 1]) for i in (0, 2))
-        if user + system < self.least_seconds:
+    def parse(self, profiles: Sequence[BinaryIO]) -> p.ProfileResult:
+        user = system = 0.0
+        for profile in profiles:
+            text = profile.read(_LIMIT)
+            lines = _LINE.findall(text)
+            if len(lines) != 2:  # the shell itself, then its children
+                return p.Failed(reason=f"expected two lines of times, found {text[:80]!r}")
+            user += float(lines[1][0]) * 60 + float(lines[1][1])
+            system += float(lines[1][2]) * 60 + float(lines[1][3])
+        if user + system < self.least_seconds or not profiles:
             return p.Inconclusive(reason=f"less than {self.least_seconds:g} s of CPU time")
         share = Scalar(value=system / (user + system), unit="ratio")
         seconds = {"user": Scalar(value=user, unit="s"), "system": Scalar(value=system, unit="s")}

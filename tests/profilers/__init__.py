@@ -1,0 +1,1 @@
+"""Parsers against captured profiles, and profilers against real programs."""
