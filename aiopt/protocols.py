@@ -28,6 +28,7 @@ __all__ = [
     "Command",
     "Completed",
     "Failed",
+    "Finishing",
     "Inconclusive",
     "Measured",
     "NotAvailable",
@@ -37,6 +38,7 @@ __all__ = [
     "Proposal",
     "ProposalRequest",
     "Proposer",
+    "Querying",
     "Selection",
     "Service",
     "Sink",
@@ -289,14 +291,22 @@ ProfileResult = Measured | Inconclusive | NotAvailable | Failed
 
 @runtime_checkable
 class Profiler(Protocol):
-    """One profiler: a probe, a wrapper around the profiled command, and a pure parser."""
+    """One profiler: a probe, a wrapper around the profiled command, and a pure parser.
+
+    It may be `Finishing` or `Querying` besides.
+    """
 
     async def probe(self, workspace: Workspace) -> NotAvailable | None:
         """None if it works there. Tries the real thing, in a second or two."""
         ...
 
     def wrap(self, command: Command, output: str) -> Command:
-        """The command to run instead; the profile goes to `output`, a fresh path."""
+        """The command to run instead; the profile goes to `output`, a path in an empty folder.
+
+        It may be a service, whose whole process group is sent TERM when it is to end: the command
+        must end what it profiles, write its profile and then end, with the exit code of what it
+        profiles if it can.
+        """
         ...
 
     def parse(self, profiles: Sequence[BinaryIO]) -> ProfileResult:
@@ -305,6 +315,30 @@ class Profiler(Protocol):
         Depends on their bytes alone. An exit code proves nothing, so what is in them decides.
         Whatever they hold, the answer is a value, in memory that does not grow with the longest
         line.
+        """
+        ...
+
+
+@runtime_checkable
+class Finishing(Protocol):
+    """A profiler whose tool leaves something that another command has to make readable."""
+
+    def finish(self, output: str) -> Command:
+        """What to run when all that was profiled has ended; afterwards `parse` can read `output`.
+
+        It may use paths that begin with `output`: what `wrap` left there.
+        """
+        ...
+
+
+@runtime_checkable
+class Querying(Protocol):
+    """A profiler that asks the profiled service itself."""
+
+    def query(self, output: str, env: Mapping[str, str]) -> Command:
+        """What to run when the workload is over and the service is still there; it writes `output`.
+
+        `env` is what the workload saw: SERVICE_HOST, SERVICE_PORT, WORKLOAD, …
         """
         ...
 
