@@ -35,10 +35,11 @@ def blobs_beside(log_path: Path) -> Path:
 
 def referenced(event: Event) -> Iterator[str]:
     """The digest of every blob that an event refers to."""
-    for name in ("log", "stacks", "artifact", "harness"):
+    for name in ("log", "stacks", "harness"):
         digest = getattr(event, name, None)
         if digest is not None:
             yield digest
+    yield from getattr(event, "artifacts", ())
     for patch in getattr(event, "genome", ()):
         yield patch.digest
 

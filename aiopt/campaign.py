@@ -39,6 +39,7 @@ from aiopt.laboratory import Laboratory, Unfit
 from aiopt.lease import Lease
 from aiopt.log import Log
 from aiopt.measure import IncumbentFailed
+from aiopt.profiling import ProfileRunner
 from aiopt.protocols import (
     Backend,
     Patch,
@@ -86,7 +87,8 @@ def _load_plugins(settings: Settings, target: Target) -> _Plugins:
         used.append(loaded.used)
     profilers = {}
     if settings.mode == "full":
-        for name in target.profilers:
+        wanted = target.profilers if settings.profile_with is None else settings.profile_with
+        for name in wanted:
             found = plugins.load("profilers", name, settings.profilers.get(name))
             profilers[name] = found.plugin
             used.append(found.used)
@@ -118,7 +120,14 @@ class Campaign:
         self._lab = Laboratory(
             journal=journal, bench=bench, target=target, settings=settings, backend=plug.backend
         )
-        self._evaluator = Evaluator(self._lab, blobs=blobs, profilers=plug.profilers)
+        runner = ProfileRunner(
+            profilers=plug.profilers,
+            backend=plug.backend,
+            blobs=blobs,
+            scratch=bench.scratch,
+            slowdown=settings.profile_slowdown,
+        )
+        self._evaluator = Evaluator(self._lab, blobs=blobs, profilers=runner)
         self._why_no_more = "nothing is left to do"
         self._was_finished: str | None = None
         """Why the campaign had been finished before it was opened again."""

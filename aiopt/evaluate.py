@@ -4,7 +4,7 @@ Every step is a transition of the log's fold, so an experiment that was cut off 
 where its events end.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 
 import anyio
 from attrs import frozen
@@ -36,8 +36,8 @@ from aiopt.events import (
 from aiopt.ids import short_name
 from aiopt.laboratory import Change, Laboratory
 from aiopt.lifecycle import Emit
-from aiopt.measure import Side, outcome_of, profile_runs, run_once
-from aiopt.protocols import Profiler
+from aiopt.measure import Side, outcome_of, run_once
+from aiopt.profiling import ProfileRunner
 from aiopt.replay import CampaignState, ExperimentState, ProposalState
 from aiopt.verdict import RULES, Judge, verdict_by
 
@@ -60,9 +60,7 @@ class BaselineFailed(AiOptError):
 class Evaluator:
     """Takes the proposals of one campaign to their verdicts."""
 
-    def __init__(
-        self, lab: Laboratory, *, blobs: BlobStore, profilers: Mapping[str, Profiler]
-    ) -> None:
+    def __init__(self, lab: Laboratory, *, blobs: BlobStore, profilers: ProfileRunner) -> None:
         self._lab, self._blobs, self._profilers = lab, blobs, profilers
         self._journal, self._bench = lab.journal, lab.bench
         self._target, self._settings, self._backend = lab.target, lab.settings, lab.backend
@@ -113,6 +111,8 @@ class Evaluator:
                 f"{failure.detail}; `aiopt show {self._target.name} "
                 f"{short_name(experiment.stream)}` shows more. Mend the target, then run again"
             )
+        assert side is not None
+        await self._profile(experiment, side)
         emit(ExperimentFinished(outcome="measured"))
 
     async def _check_workloads(
@@ -262,24 +262,21 @@ class Evaluator:
     async def _measure(self, proposal: ProposalState) -> None:
         experiment = self._state.experiments[proposal.experiment or ""]
         side = self._bench.sides[proposal.proposed.candidate]
-        emit = self._lab.emitter(experiment)
         self._charge(experiment)
         started, on_trial = experiment.started, frozenset[Arm]({"B"})
         change = Change(started.candidate, started.genome, started.tree)
         arms = await self._lab.arms(experiment, self._lab.incumbent, change, on_trial)
         outcome = await self._lab.run_pairs(experiment, self._judge(experiment), arms, on_trial)
         self._check_harness(experiment)
-        if self._profilers and outcome.kind != "invalid":
-            await profile_runs(
-                self._profilers,
-                self._target,
-                self._backend,
-                side,
-                emit,
-                self._blobs,
-                self._bench.scratch,
-            )
+        if outcome.kind != "invalid":
+            await self._profile(experiment, side)
         await self._conclude(experiment, self._judge(experiment))
+
+    async def _profile(self, experiment: ExperimentState, side: Side) -> None:
+        """Under the first workload; what an earlier controller got is not asked for again."""
+        done = frozenset(event.profiler for event in experiment.profiles)
+        workload = self._target.main_workloads[0]
+        await self._profilers.run(side, workload, self._lab.emitter(experiment), done)
 
     def _charge(self, experiment: ExperimentState) -> None:
         """A candidate that is screened costs of the campaign's error budget, once."""

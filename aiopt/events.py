@@ -442,20 +442,24 @@ class PairVoided:
 
 @frozen(kw_only=True, slots=True)
 class EvidenceCaptured:
-    """What one profiler found in a run of its own."""
+    """What one profiler found in runs of its own, which no verdict is made of."""
 
     profiler: str
-    arm: Arm
+    candidate: str
     workload: str
     scalars: dict[str, Scalar]
     stacks: str | None
     """Blob: folded stacks, one `frame;frame;frame count` a line."""
-    artifact: str | None
-    """Blob: what the profiler wrote."""
+    artifacts: tuple[str, ...]
+    """Blobs: what the profiler wrote in each run."""
     stacks_unit: str = "samples"
     findings: tuple[Finding, ...] = ()
     notes: tuple[str, ...] = ()
     """What limits the evidence: lines that were not understood, experiments that were rejected."""
+    under_profiler: dict[str, tuple[float, ...]] = field(factory=dict)
+    """The target's metrics in those runs: beside those of other runs they say what it costs."""
+    covariates: dict[str, float] = field(factory=dict)
+    """The machine before the first of those runs, and what moved by the end of the last."""
 
 
 @frozen(kw_only=True, slots=True)
@@ -465,6 +469,7 @@ class ProfilerUnavailable:
     """
 
     profiler: str
+    candidate: str
     status: Literal["not_available", "failed", "inconclusive"]
     reason: str
     fix: str = ""

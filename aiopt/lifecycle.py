@@ -9,9 +9,10 @@ import re
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
+from typing import Protocol
 
 import anyio
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from aiopt.blobs import BlobStore
 from aiopt.errors import CommandTimeout, SessionLost
@@ -31,18 +32,27 @@ from aiopt.protocols import Command, Completed, OutputStream, Service, Usage, Wo
 from aiopt.target import Ready, Stage, Target
 
 __all__ = [
+    "PROFILE_FOLDER",
     "Built",
     "Emit",
     "Execution",
     "Output",
+    "Profiled",
     "StageResult",
     "Stages",
+    "Tool",
     "prepare",
     "rebuild",
 ]
 
 Emit = Callable[..., None]
 """Writes events, in one transaction, to the stream of the experiment."""
+
+PROFILE_FOLDER = "{run}/profile"
+"""Where profilers write, empty before each run."""
+
+_PROFILE_GRACE = 120.0
+"""Seconds that a profiled service may take to end: its profiler has a file to write."""
 
 _STDOUT_CAP = 32 * 1024 * 1024
 """Bytes of standard output that are kept for the parsers; the backend caps the rest before."""
@@ -105,6 +115,44 @@ class Execution:
     @property
     def ok(self) -> bool:
         return not self.failed_stage
+
+
+@frozen(kw_only=True)
+class Profiled:
+    """One execution under a profiler.
+
+    Not an `Execution`, on purpose: its figures are not those of the program alone, and what makes
+    runs, pairs and verdicts does not take it.
+    """
+
+    under_profiler: Mapping[str, tuple[float, ...]]
+    failed_stage: str
+    detail: str
+
+    @property
+    def ok(self) -> bool:
+        return not self.failed_stage
+
+
+class Tool(Protocol):
+    """What `Stages.execute_profiled` needs of a profiler."""
+
+    @property
+    def slowdown(self) -> float:
+        """By how much longer everything may take."""
+        ...
+
+    def wrap(self, command: Command) -> Command:
+        """What to run instead of the service or the workload."""
+        ...
+
+    def query(self, env: Mapping[str, str]) -> Command | None:
+        """What to run when the workload is over and a service still there."""
+        ...
+
+    def finish(self) -> Command | None:
+        """What to run when all has ended."""
+        ...
 
 
 @frozen(kw_only=True)
@@ -243,29 +291,46 @@ class Stages:
 
     # -- one execution of the workload --
 
-    async def execute(
-        self,
-        workload: str,
-        run: str,
-        wrap: Callable[[Command], Command] | None = None,
-    ) -> Execution:
+    async def execute(self, workload: str, run: str) -> Execution:
         """deploy, workload, collect, teardown in a fresh run folder; a
         service is started anew and is gone afterwards.
-
-        `wrap` puts a profiler around what is measured: the service if there is one, else the
-        workload.
 
         Raises:
             SessionLost: the machinery went away.
         """
+        return await self._execute(workload, run, None)
+
+    async def execute_profiled(self, workload: str, run: str, tool: Tool) -> Profiled:
+        """The same with a profiler around what is measured: the service if there is one, else
+        the workload.
+
+        Raises:
+            SessionLost: the machinery went away.
+        """
+        execution = await self._execute(workload, run, tool)
+        finish = tool.finish()
+        if execution.ok and finish is not None:
+            finished = await self._run("profile", finish, run)
+            if not finished.ok:
+                execution = Execution(failed_stage="profile", detail=finished.detail)
+        return Profiled(
+            under_profiler=execution.metrics,
+            failed_stage=execution.failed_stage,
+            detail=execution.detail,
+        )
+
+    async def _execute(self, workload: str, run: str, tool: Tool | None) -> Execution:
         await self._workspace.new_run(run)
+        if tool is not None:
+            folder = Command(argv=("mkdir", "-p", PROFILE_FOLDER), cwd="{run}")
+            await self._workspace.run(folder, Output())
         env = {"WORKLOAD": workload, **self._target.workloads[workload].env}
         stages = self._target.stages
         deploy = stages.deploy
         if deploy is not None and deploy.service:
-            execution = await self._with_service(deploy, workload, env, run, wrap)
+            execution = await self._with_service(deploy, env, run, tool)
         else:
-            execution = await self._without_service(deploy, workload, env, run, wrap)
+            execution = await self._without_service(deploy, env, run, tool)
         if stages.teardown is not None:
             cleaned = await self.run("teardown", stages.teardown, env, run)
             if not cleaned.ok and execution.ok:
@@ -275,48 +340,49 @@ class Stages:
     async def _without_service(
         self,
         deploy: Stage | None,
-        workload: str,
         env: Mapping[str, str],
         run: str,
-        wrap: Callable[[Command], Command] | None,
+        tool: Tool | None,
     ) -> Execution:
         if deploy is not None:
             deployed = await self.run("deploy", deploy, env, run)
             if not deployed.ok:
                 return Execution(failed_stage="deploy", detail=deployed.detail, log=deployed.log)
-        return await self._measure(env, run, None, wrap)
+        return await self._measure(env, run, tool)
 
     async def _with_service(
         self,
         deploy: Stage,
-        workload: str,
         env: Mapping[str, str],
         run: str,
-        wrap: Callable[[Command], Command] | None,
+        tool: Tool | None,
     ) -> Execution:
         port = await self._workspace.free_port()
         env = {**env, "SERVICE_HOST": "127.0.0.1", "SERVICE_PORT": str(port)}
         command = self._command(deploy, env, "deploy")
-        if wrap is not None:
-            command = wrap(command)
+        if tool is not None:
+            command = tool.wrap(command)
         attempt, output = self._next_attempt("deploy", run), Output()
         self._started("deploy", attempt, command, run)
         began = anyio.current_time()
         service = await self._workspace.start(command, output)
         try:
             assert deploy.ready is not None
-            ready = await self._wait_ready(deploy.ready, service, output, port)
+            patience = 1.0 if tool is None else tool.slowdown
+            ready = await self._wait_ready(deploy.ready, patience, service, output, port)
             if ready:
                 execution = Execution(failed_stage="deploy", detail=ready)
             else:
                 env = {**env, "SERVICE_PID": str(service.pid)}
-                execution = await self._measure(env, run, service, None)
+                execution = await self._measure(env, run, tool, service)
         finally:
             with anyio.CancelScope(shield=True):
                 died = service.exited()
-                done = await service.stop()
+                done = await service.stop(5.0 if tool is None else _PROFILE_GRACE)
         seconds = anyio.current_time() - began
         expected = done.ok or done.signal == signal.SIGTERM
+        if tool is not None:  # what a shell makes of a program that TERM ended
+            expected = expected or done.exit_code == 128 + signal.SIGTERM
         outcome: StageOutcome = "ok" if expected and not died and execution.ok else "failed"
         self._finished("deploy", attempt, run, outcome, done, output, seconds)
         if execution.failed_stage == "deploy" or (died and not execution.ok):
@@ -335,15 +401,18 @@ class Stages:
         }
         return self._with_usage(execution, usage)
 
-    async def _wait_ready(self, ready: Ready, service: Service, output: Output, port: int) -> str:
+    async def _wait_ready(
+        self, ready: Ready, patience: float, service: Service, output: Output, port: int
+    ) -> str:
         """An empty text when the service answers, else what went wrong."""
-        with anyio.move_on_after(ready.timeout):
+        timeout = ready.timeout * patience
+        with anyio.move_on_after(timeout):
             while not await self._is_ready(ready, output, port):
                 if service.exited():
                     return "the service ended before it was ready"
                 await anyio.sleep(0.01)
             return ""
-        return f"not ready after {ready.timeout:g} s ({_describe(ready)})"
+        return f"not ready after {timeout:g} s ({_describe(ready)})"
 
     async def _is_ready(self, ready: Ready, output: Output, port: int) -> bool:
         if ready.line is not None:
@@ -367,15 +436,21 @@ class Stages:
         self,
         env: Mapping[str, str],
         run: str,
-        service: Service | None,
-        wrap: Callable[[Command], Command] | None,
+        tool: Tool | None,
+        service: Service | None = None,
     ) -> Execution:
         command = self._command(self._target.stages.workload, env, "workload")
-        if wrap is not None:
-            command = wrap(command)
+        if tool is not None:
+            patient = evolve(command, timeout=command.timeout * tool.slowdown)
+            command = tool.wrap(patient) if service is None else patient
         worked = await self._run("workload", command, run)
         if not worked.ok:
             return Execution(failed_stage="workload", detail=worked.detail, log=worked.log)
+        query = None if tool is None else tool.query(env)
+        if query is not None:
+            asked = await self._run("profile", query, run)
+            if not asked.ok:
+                return Execution(failed_stage="profile", detail=asked.detail, log=asked.log)
         text = worked.output.text
         if self._target.stages.collect is not None:
             collected = await self.run("collect", self._target.stages.collect, env, run)

@@ -8,35 +8,23 @@ it, never for its values.
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from io import BytesIO
-from pathlib import Path
 from typing import Protocol, TypeVar
 
 from attrs import evolve, frozen
 
-from aiopt.blobs import BlobStore
 from aiopt.errors import AiOptError
 from aiopt.events import (
     Arm,
-    EvidenceCaptured,
     GateFailed,
     MetricUnreadable,
     PairScheduled,
     PairVoided,
-    ProfilerUnavailable,
     RunMeasured,
 )
 from aiopt.ids import run_key
 from aiopt.lifecycle import Built, Emit, Execution, Stages
 from aiopt.metrics import Problem
-from aiopt.protocols import (
-    Backend,
-    Failed,
-    Inconclusive,
-    Measured,
-    NotAvailable,
-    Profiler,
-)
+from aiopt.protocols import Backend
 from aiopt.rules import VoidRules
 from aiopt.target import Target
 from aiopt.verdict import Judge
@@ -48,8 +36,8 @@ __all__ = [
     "PairRunner",
     "Side",
     "TwoSides",
+    "moved",
     "outcome_of",
-    "profile_runs",
     "run_once",
 ]
 
@@ -218,12 +206,16 @@ async def run_once(
     execution = await side.stages.execute(pair.workload, label)
     seconds = time.monotonic() - started
     after = await side.built.workspace.covariates()
-    changed = {
+    return execution, {**before, **moved(before, after), "run_seconds": seconds}
+
+
+def moved(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
+    """By how much the counters among the covariates have grown, as `<name>_delta`."""
+    return {
         f"{name}_delta": after[name] - value
         for name, value in before.items()
         if name in after and name.endswith(("_jiffies", "_count", "_total"))
     }
-    return execution, {**before, **changed, "run_seconds": seconds}
 
 
 def outcome_of(
@@ -308,71 +300,3 @@ def _failure(
         attempt=pair.attempt,
         reason=f"the incumbent failed in {stage}: {detail}",
     )
-
-
-async def profile_runs(
-    profilers: Mapping[str, Profiler],
-    target: Target,
-    backend: Backend,
-    side: Side,
-    emit: Emit,
-    blobs: BlobStore,
-    scratch: Path,
-) -> None:
-    """One run for each profiler, under the first workload; its timing is never used.
-
-    Whatever keeps a profiler from giving evidence is an event with the reason, not a number and
-    not an exception.
-    """
-    workload = target.main_workloads[0]
-    for name, profiler in profilers.items():
-        unavailable = await profiler.probe(side.built.workspace)
-        if unavailable is not None:
-            emit(_no_evidence(name, unavailable))
-            continue
-        output = "{run}/profile.out"
-        async with backend.measuring():
-            execution = await side.stages.execute(
-                workload,
-                f"profile:{name}",
-                lambda command: profiler.wrap(command, output),  # noqa: B023
-            )
-        file = scratch / f"profile-{name}"
-        try:
-            await side.built.workspace.get(output, file)
-            profile = file.read_bytes()
-        except FileNotFoundError:
-            reason = f"it wrote no profile; {execution.detail or 'the run itself was fine'}"
-            emit(_no_evidence(name, Failed(reason=reason)))
-            continue
-        finally:
-            file.unlink(missing_ok=True)
-        result = profiler.parse([BytesIO(profile)])
-        if not isinstance(result, Measured):
-            emit(_no_evidence(name, result))
-            continue
-        emit(
-            EvidenceCaptured(
-                profiler=name,
-                arm="B",
-                workload=workload,
-                scalars=dict(result.scalars),
-                stacks=blobs.put(result.stacks.encode()) if result.stacks else None,
-                artifact=blobs.put(profile),
-                stacks_unit=result.stacks_unit,
-                findings=result.findings,
-                notes=result.notes,
-            )
-        )
-
-
-def _no_evidence(name: str, result: NotAvailable | Failed | Inconclusive) -> ProfilerUnavailable:
-    match result:
-        case NotAvailable():
-            return ProfilerUnavailable(
-                profiler=name, status="not_available", reason=result.reason, fix=result.fix
-            )
-        case Failed():
-            return ProfilerUnavailable(profiler=name, status="failed", reason=result.reason)
-        case Inconclusive():
-            return ProfilerUnavailable(profiler=name, status="inconclusive", reason=result.reason)

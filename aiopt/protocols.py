@@ -39,6 +39,7 @@ __all__ = [
     "ProposalRequest",
     "Proposer",
     "Querying",
+    "Repeating",
     "Selection",
     "Service",
     "Sink",
@@ -293,7 +294,7 @@ ProfileResult = Measured | Inconclusive | NotAvailable | Failed
 class Profiler(Protocol):
     """One profiler: a probe, a wrapper around the profiled command, and a pure parser.
 
-    It may be `Finishing` or `Querying` besides.
+    It may be `Finishing`, `Querying` or `Repeating` besides.
     """
 
     async def probe(self, workspace: Workspace) -> NotAvailable | None:
@@ -340,6 +341,16 @@ class Querying(Protocol):
 
         `env` is what the workload saw: SERVICE_HOST, SERVICE_PORT, WORKLOAD, …
         """
+        ...
+
+
+@runtime_checkable
+class Repeating(Protocol):
+    """A profiler that needs several runs for one statement; `parse` gets a file for each."""
+
+    @property
+    def runs(self) -> int:
+        """How many, at least 1."""
         ...
 
 

@@ -27,6 +27,7 @@ from aiopt.events import (
     CandidateRejected,
     EnvironmentObserved,
     Event,
+    EvidenceCaptured,
     ExperimentFinished,
     ExperimentPurpose,
     ExperimentStarted,
@@ -40,6 +41,7 @@ from aiopt.events import (
     PairScheduled,
     PairVoided,
     PatchRef,
+    ProfilerUnavailable,
     Recorded,
     RunMeasured,
     StageFinished,
@@ -89,6 +91,8 @@ class ExperimentState:
     failure: CalibrationFailed | None = None
     charged: LevelCharged | None = None
     looks: list[LookTaken] = Factory(list)
+    profiles: list[EvidenceCaptured | ProfilerUnavailable] = Factory(list)
+    """What each profiler said, in the order in which they ran."""
     outcome: str | None = None
     detail: str = ""
     seconds: float = 0.0
@@ -317,6 +321,8 @@ def _experiment_step(
             experiment.calibration.append(event)
         case CalibrationFailed():
             experiment.failure = event
+        case EvidenceCaptured() | ProfilerUnavailable():
+            experiment.profiles.append(event)
         case AblationMeasured():
             experiment.ablation = event
         case VerdictReached():

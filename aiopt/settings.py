@@ -53,6 +53,10 @@ class Settings:
     proposer: str = "pool"
     proposers: Mapping[str, Mapping[str, Any]] = field(factory=dict)
     profilers: Mapping[str, Mapping[str, Any]] = field(factory=dict)
+    profile_with: tuple[str, ...] | None = None
+    """Names of the profilers instead of those that the target names."""
+    profile_slowdown: float = 10.0
+    """By how much longer every stage of a profiled run may take."""
     seed: int = 0
     rule: str = "two-stage"
     rule_options: Mapping[str, Any] = field(factory=dict)

@@ -21,7 +21,8 @@ from aiopt.events import (
     StageStarted,
 )
 from aiopt.lifecycle import Built, Execution, Stages
-from aiopt.measure import Side, profile_runs
+from aiopt.measure import Side
+from aiopt.profiling import ProfileRunner
 from aiopt.protocols import (
     Command,
     Failed,
@@ -259,6 +260,7 @@ class Look:
 async def test_profilers_give_evidence_or_the_reason_why_not(tmp_path: Path) -> None:
     what = target()
     profilers: Mapping[str, Any] = {
+        "done": Look("7"),
         "good": Look("1.5"),
         "empty": Look("empty"),
         "broken": Look("broken"),
@@ -268,21 +270,20 @@ async def test_profilers_give_evidence_or_the_reason_why_not(tmp_path: Path) -> 
     blobs = BlobStore(tmp_path / "blobs")
     async with stages_of(tmp_path, what) as (stages, events):
         built = Built(candidate="c", tree="t", artifact=None, workspace=stages._workspace)
-        await profile_runs(
-            profilers,
-            what,
-            LocalBackend(lock_path=str(tmp_path)),
-            Side(built=built, stages=stages),
-            lambda *new: events.extend(new),
-            blobs,
-            tmp_path,
+        runner = ProfileRunner(
+            profilers=profilers,
+            backend=LocalBackend(lock_path=str(tmp_path)),
+            blobs=blobs,
+            scratch=tmp_path,
+            slowdown=2.0,
         )
+        side = Side(built=built, stages=stages)
+        await runner.run(side, "one", lambda *new: events.extend(new), frozenset({"done"}))
     (evidence,) = [event for event in events if isinstance(event, EvidenceCaptured)]
     assert evidence.profiler == "good"
     assert evidence.scalars["on_cpu"].value == 1.5
-    assert evidence.artifact is not None
     assert evidence.stacks is not None
-    assert blobs.get(evidence.artifact) == b"1.5"
+    assert [blobs.get(digest) for digest in evidence.artifacts] == [b"1.5"]
     assert blobs.get(evidence.stacks) == b"main;work 3\n"
     missing = {e.profiler: e for e in events if isinstance(e, ProfilerUnavailable)}
     assert {name: event.status for name, event in missing.items()} == {

@@ -110,9 +110,14 @@ def test_a_campaign_uses_all_four(site: Path, tmp_path: Path) -> None:
     assert [event.genome[-1].name for event in proposals] == ["BLOCK-60"]  # then depth is reached
     (verdict,) = [event for event in events if isinstance(event, VerdictReached)]
     assert verdict.kind == "keep"
-    (evidence,) = [event for event in events if isinstance(event, EvidenceCaptured)]
-    assert evidence.profiler == "shell-times"
-    assert 0 < evidence.scalars["user"].value < 60
+    captured = [event for event in events if isinstance(event, EvidenceCaptured)]
+    assert [event.candidate for event in captured] == [
+        proposals[0].parents[0],
+        proposals[0].candidate,
+    ]
+    for evidence in captured:
+        assert evidence.profiler == "shell-times"
+        assert 0 < evidence.scalars["user"].value < 60
 
 
 @pytest.mark.slow

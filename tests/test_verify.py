@@ -25,7 +25,7 @@ def log(tmp_path: Path) -> Iterator[Log]:
         log.append([("exp-0001~a", make(ExperimentStarted, genome=genome))])
         log.append([("exp-0002~a", GatePassed(gate="one"))])
         log.append([("exp-0001~a", GateFailed(gate="two", detail="", log=blobs[1]))])
-        evidence = make(EvidenceCaptured, stacks=blobs[2], artifact=blobs[3])
+        evidence = make(EvidenceCaptured, stacks=blobs[2], artifacts=(blobs[3],))
         log.append([("exp-0001~a", evidence), ("exp-0002~a", GatePassed(gate="five"))])
         yield log
 

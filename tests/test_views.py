@@ -336,7 +336,7 @@ def test_gates_pairs_and_evidence() -> None:
         profiler="perf",
         scalars={"cycles": Scalar(value=3.0, unit="1")},
         stacks=None,
-        artifact=None,
+        artifacts=(),
     )
     lacking = make(
         ProfilerUnavailable, profiler="coz", status="failed", reason="no symbols", fix="-g"

@@ -237,7 +237,7 @@ class EvidenceRow:
     scalars: Mapping[str, tuple[float, str]]
     """Name to value and unit."""
     stacks: str | None
-    artifact: str | None
+    artifacts: tuple[str, ...]
 
 
 def evidence_table(events: Iterable[Event]) -> tuple[EvidenceRow, ...]:
@@ -255,7 +255,7 @@ def evidence_table(events: Iterable[Event]) -> tuple[EvidenceRow, ...]:
                         fix="",
                         scalars=scalars,
                         stacks=event.stacks,
-                        artifact=event.artifact,
+                        artifacts=event.artifacts,
                     )
                 )
             case ProfilerUnavailable():
@@ -267,7 +267,7 @@ def evidence_table(events: Iterable[Event]) -> tuple[EvidenceRow, ...]:
                         fix=event.fix,
                         scalars={},
                         stacks=None,
-                        artifact=None,
+                        artifacts=(),
                     )
                 )
             case _:
