@@ -27,6 +27,7 @@ __all__ = [
     "CampaignStarted",
     "CandidateProposed",
     "CandidateRejected",
+    "Claim",
     "Effect",
     "EnvironmentObserved",
     "Event",
@@ -42,6 +43,7 @@ __all__ = [
     "LookTaken",
     "MachineUnfit",
     "MeasuringPaused",
+    "MechanismChecked",
     "MetricUnreadable",
     "PairScheduled",
     "PairVoided",
@@ -150,6 +152,15 @@ class Scalar:
 
 
 @frozen(kw_only=True, slots=True)
+class Claim:
+    """What a patch says that it makes cheaper: this function, in this metric."""
+
+    function: str
+    """`name`, the end of a qualified name, or `file:name`."""
+    metric: str
+
+
+@frozen(kw_only=True, slots=True)
 class Finding:
     """One thing that a profiler says about one place in the code.
 
@@ -245,6 +256,7 @@ class CandidateProposed:
     hypothesis: str
     proposer: str
     cost: JsonObject = field(factory=dict)
+    claims: tuple[Claim, ...] = ()
 
 
 @frozen(kw_only=True, slots=True)
@@ -476,6 +488,23 @@ class ProfilerUnavailable:
 
 
 @frozen(kw_only=True, slots=True)
+class MechanismChecked:
+    """A claim, compared with the profiles of incumbent and candidate; no part of the verdict.
+
+    Shares are of the profile, inclusive of what the function calls. `change` is the natural log of
+    its cost per unit of work, candidate over incumbent.
+    """
+
+    claim: Claim
+    profiler: str
+    status: Literal["confirmed", "unchanged", "opposite", "not_seen", "not_measured"]
+    share_before: Scalar | None = None
+    share_after: Scalar | None = None
+    change: Scalar | None = None
+    detail: str
+
+
+@frozen(kw_only=True, slots=True)
 class CalibrationMeasured:
     """What the incumbent against itself says of one objective or guard under one workload.
 
@@ -646,6 +675,7 @@ Event = (
     | PairVoided
     | EvidenceCaptured
     | ProfilerUnavailable
+    | MechanismChecked
     | CalibrationMeasured
     | CalibrationFailed
     | MeasuringPaused
