@@ -18,7 +18,7 @@ from aiopt import plugins
 from aiopt.auditing import ablate, audit, audit_is_due
 from aiopt.blobs import BlobStore
 from aiopt.calibrating import ensure_calibrated
-from aiopt.candidate import canonical, hypothesis_of
+from aiopt.candidate import canonical, claims_of, hypothesis_of
 from aiopt.config import structure, unstructure
 from aiopt.errors import ConfigError, PatchError, SessionLost
 from aiopt.evaluate import BaselineFailed, Evaluator, cut_off_pairs
@@ -54,6 +54,7 @@ from aiopt.replay import CampaignState, ProposalState, fold
 from aiopt.settings import Settings, rule_params
 from aiopt.target import Target, load_target, spec_of
 from aiopt.verdict import RULES, params_for
+from aiopt.views import evidence_digest, evidence_table, profiles_of
 from aiopt.workbench import Workbench
 
 __all__ = ["TRY", "BaselineFailed", "Campaign", "Observer", "Unfit", "open_campaign"]
@@ -363,8 +364,13 @@ class Campaign:
             target_folder=self._folder,
             tree=self._bench.tree_of(parent) if intact else None,
             hints=await hints.read_text(encoding="utf-8") if await hints.is_file() else "",
+            evidence=self._evidence_of(selection),
             read_blob=self._blobs.get,
         )
+
+    def _evidence_of(self, selection: Selection) -> str:
+        parent = selection.parents[-1] if selection.parents else self.state.baseline
+        return evidence_digest(evidence_table(profiles_of(self.state, parent)))
 
     def _store(self, patch: Patch) -> PatchRef:
         try:
@@ -385,6 +391,7 @@ class Campaign:
             genome=genome,
             parents=selection.parents,
             hypothesis=patch.hypothesis or hypothesis_of(patch.text),
+            claims=patch.claims or claims_of(patch.text),
             proposer=proposer,
             cost=dict(proposal.cost),
         )

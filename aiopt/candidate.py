@@ -15,10 +15,18 @@ from unidiff.errors import UnidiffParseError
 from unidiff.patch import PatchSet
 
 from aiopt.errors import PatchError, PatchOutOfScope
+from aiopt.events import Claim
 from aiopt.ids import digest
 from aiopt.target import Scope
 
-__all__ = ["CanonicalPatch", "canonical", "check_scope", "hypothesis_of", "scope_problems"]
+__all__ = [
+    "CanonicalPatch",
+    "canonical",
+    "check_scope",
+    "claims_of",
+    "hypothesis_of",
+    "scope_problems",
+]
 
 _LINK = "120000"
 _SUBMODULE = "160000"
@@ -42,13 +50,27 @@ class CanonicalPatch:
 
 def hypothesis_of(text: bytes) -> str:
     """The hypothesis in a patch file's preamble, or an empty text."""
+    return next(_in_preamble(text, "hypothesis"), "")
+
+
+def claims_of(text: bytes) -> tuple[Claim, ...]:
+    """The claims in a patch file's preamble: lines `Claim: FUNCTION METRIC`."""
+    found = []
+    for line in _in_preamble(text, "claim"):
+        function, _, metric = line.rpartition(" ")
+        if function:
+            found.append(Claim(function=function.strip(), metric=metric))
+    return tuple(dict.fromkeys(found))
+
+
+def _in_preamble(text: bytes, wanted: str) -> Iterator[str]:
+    """The texts of the lines `wanted: text` above the diff."""
     start = _FIRST_HEADER.search(text)
     preamble = text[: start.start() if start else len(text)].decode(errors="replace")
     for line in preamble.splitlines():
         name, colon, rest = line.partition(":")
-        if colon and name.strip().lower() == "hypothesis":
-            return rest.strip()
-    return ""
+        if colon and name.strip().lower() == wanted:
+            yield rest.strip()
 
 
 def canonical(text: bytes) -> CanonicalPatch:

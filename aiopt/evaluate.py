@@ -24,11 +24,14 @@ from aiopt.events import (
     Arm,
     CandidateRejected,
     Event,
+    EvidenceCaptured,
     ExperimentFinished,
     GateFailed,
     IncumbentChanged,
+    MechanismChecked,
     PairScheduled,
     PairVoided,
+    ProfilerUnavailable,
     RejectReason,
     RunMeasured,
     VerdictReached,
@@ -37,9 +40,11 @@ from aiopt.ids import short_name
 from aiopt.laboratory import Change, Laboratory
 from aiopt.lifecycle import Emit
 from aiopt.measure import Side, outcome_of, run_once
+from aiopt.mechanism import Profile, check_claim
 from aiopt.profiling import ProfileRunner
 from aiopt.replay import CampaignState, ExperimentState, ProposalState
 from aiopt.verdict import RULES, Judge, verdict_by
+from aiopt.views import profiles_of
 
 __all__ = ["BaselineFailed", "Evaluator", "cut_off_pairs"]
 
@@ -297,6 +302,7 @@ class Evaluator:
         items: list[tuple[str, Event]] = [
             *((stream, look) for look in looks),
             (stream, verdict),
+            *((stream, checked) for checked in self._mechanism(experiment, verdict)),
             (stream, ExperimentFinished(outcome="judged")),
         ]
         done_with = [started.candidate]
@@ -320,6 +326,33 @@ class Evaluator:
         self._journal.append(*items)
         for candidate in done_with:
             await self._bench.close(candidate)
+
+    def _mechanism(
+        self, experiment: ExperimentState, verdict: VerdictReached
+    ) -> Iterator[MechanismChecked]:
+        """What the patch claims, against the profiles of incumbent and candidate."""
+        started, state = experiment.started, self._state
+        claims = state.proposals[started.number].proposed.claims
+        if not claims or verdict.kind == "invalid" or not self._profilers.profilers:
+            return
+        before, after = (
+            [*self._stacks_of(profiles_of(state, candidate))]
+            for candidate in (started.incumbent, started.candidate)
+        )
+        main = self._target.main_workloads[0]
+        effects = [effect for effect in verdict.effects if effect.workload == main]
+        for claim in claims:
+            metric = self._target.metrics.get(claim.metric)
+            unit = metric.unit if metric is not None else ""
+            yield check_claim(claim, unit, before, after, effects)
+
+    def _stacks_of(
+        self, answers: Iterable[EvidenceCaptured | ProfilerUnavailable]
+    ) -> Iterator[Profile]:
+        for answer in answers:
+            if isinstance(answer, EvidenceCaptured) and answer.stacks is not None:
+                stacks = self._blobs.get(answer.stacks).decode(errors="replace")
+                yield Profile(profiler=answer.profiler, stacks=stacks, unit=answer.stacks_unit)
 
     async def _session_lost(self, proposal: ProposalState, reason: str) -> None:
         """Void what was cut off and let the next round try again; the

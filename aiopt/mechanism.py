@@ -16,9 +16,8 @@ from attrs import frozen
 
 from aiopt.events import Claim, Effect, MechanismChecked, Scalar
 
-__all__ = ["Profile", "check_claim", "claims_of", "cost_in", "matches"]
+__all__ = ["Profile", "check_claim", "cost_in", "matches"]
 
-_CLAIM = re.compile(r"^claim:[ \t]*(\S.*?)[ \t]+(\S+)[ \t]*$", re.IGNORECASE | re.MULTILINE)
 _PLACE = re.compile(r"\s*\((?P<place>[^()]*)\)$")
 _MEMORY_UNITS = frozenset({"b", "kb", "kib", "mb", "mib", "gb", "gib", "bytes"})
 _Z = 1.959963984540054
@@ -55,15 +54,6 @@ class _Cost:
     @property
     def share(self) -> float:
         return self.inside / self.all if self.all > 0 else 0.0
-
-
-def claims_of(text: bytes) -> tuple[Claim, ...]:
-    """The claims above the diff of a patch: lines `Claim: FUNCTION METRIC`."""
-    head = re.split(rb"^(?:diff --git |--- )", text, maxsplit=1, flags=re.MULTILINE)[0]
-    found = _CLAIM.findall(head.decode(errors="replace"))
-    return tuple(
-        dict.fromkeys(Claim(function=function, metric=metric) for function, metric in found)
-    )
 
 
 def matches(frame: str, function: str) -> bool:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol, runtime_chec
 from anyio.abc import ByteStream
 from attrs import field, frozen
 
-from aiopt.events import Finding, PatchRef, ProcessRef, Scalar
+from aiopt.events import Claim, Finding, PatchRef, ProcessRef, Scalar
 
 if TYPE_CHECKING:
     from numpy.random import Generator
@@ -382,6 +382,8 @@ class Patch:
     name: str
     text: bytes
     hypothesis: str = ""
+    claims: tuple[Claim, ...] = ()
+    """Functions that it is to make cheaper, each in a metric; else those in the text's preamble."""
 
 
 @frozen(kw_only=True)
@@ -402,6 +404,8 @@ class ProposalRequest:
     tree: Path | None
     """The parent's source, to read; None when it has not been checked out."""
     hints: str
+    evidence: str
+    """What profilers found in the parent, short enough for a prompt; empty if none has run."""
     read_blob: Any
     """digest -> bytes: patches, stage logs and profiles that the state refers to."""
 

@@ -38,6 +38,7 @@ from aiopt.events import (
     LevelCharged,
     LookTaken,
     MachineUnfit,
+    MechanismChecked,
     PairScheduled,
     PairVoided,
     PatchRef,
@@ -93,6 +94,7 @@ class ExperimentState:
     looks: list[LookTaken] = Factory(list)
     profiles: list[EvidenceCaptured | ProfilerUnavailable] = Factory(list)
     """What each profiler said, in the order in which they ran."""
+    mechanism: list[MechanismChecked] = Factory(list)
     outcome: str | None = None
     detail: str = ""
     seconds: float = 0.0
@@ -323,6 +325,8 @@ def _experiment_step(
             experiment.failure = event
         case EvidenceCaptured() | ProfilerUnavailable():
             experiment.profiles.append(event)
+        case MechanismChecked():
+            experiment.mechanism.append(event)
         case AblationMeasured():
             experiment.ablation = event
         case VerdictReached():

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aiopt.candidate import claims_of
 from aiopt.events import Claim, Effect
-from aiopt.mechanism import Profile, check_claim, claims_of, cost_in, matches
+from aiopt.mechanism import Profile, check_claim, cost_in, matches
 
 CLAIM = Claim(function="encode", metric="cpu")
 

@@ -337,16 +337,19 @@ def test_gates_pairs_and_evidence() -> None:
         scalars={"cycles": Scalar(value=3.0, unit="1")},
         stacks=None,
         artifacts=(),
+        workload="main",
+        under_profiler={"cost": (150.0,)},
     )
     lacking = make(
         ProfilerUnavailable, profiler="coz", status="failed", reason="no symbols", fix="-g"
     )
-    rows = evidence_table([captured, lacking])
+    rows = evidence_table([captured, lacking], _pair(0, 2, 100))
     assert [(row.profiler, row.status, row.reason) for row in rows] == [
         ("perf", "measured", ""),
         ("coz", "failed", "no symbols"),
     ]
-    assert rows[0].scalars == {"cycles": (3.0, "1")}
+    assert rows[0].scalars == {"cycles": Scalar(value=3.0, unit="1")}
+    assert rows[0].overhead_percent == {"cost": 50.0}
 
 
 def test_experiment() -> None:

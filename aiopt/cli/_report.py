@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from textwrap import wrap
 
 from aiopt.cli._text import duration, effects_text, one_line, settled, short, status_text, table
+from aiopt.events import MechanismChecked
 from aiopt.views import (
     AblationRow,
     AuditView,
@@ -16,6 +17,7 @@ from aiopt.views import (
     RulesView,
     ShrunkenRow,
     Summary,
+    mechanism_flags,
 )
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "candidate_lines",
     "effect_lines",
     "look_lines",
+    "mechanism_lines",
     "prose",
     "rules_lines",
     "summary_lines",
@@ -134,7 +137,7 @@ def candidate_lines(rows: Sequence[CandidateRow]) -> Iterator[str]:
             row.patch,
             status_text(row.status),
             effects_text(row.primaries),
-            "" if row.status == "keep" else one_line(_reason(row), _REASON_WIDTH),
+            one_line(_reason(row), _REASON_WIDTH),
         )
         for row in rows
     ]
@@ -145,7 +148,9 @@ def candidate_lines(rows: Sequence[CandidateRow]) -> Iterator[str]:
 
 
 def _reason(row: CandidateRow) -> str:
-    """What would settle it comes first, for long reasons are cut."""
+    """Flags of a keep; else why not. What would settle it comes first, for reasons are cut."""
+    if row.status == "keep":
+        return "; ".join(row.flags)
     needs = f"about {row.needs} pairs would tell: " if row.needs is not None else ""
     return f"{needs}{row.reason}"
 
@@ -170,6 +175,15 @@ def effect_lines(effects: Sequence[EffectView]) -> Iterator[str]:
     )
     if any(effect.biased for effect in effects):
         yield _BIASED
+
+
+def mechanism_lines(status: str, checks: Sequence[MechanismChecked]) -> Iterator[str]:
+    """The claims of a patch: what the profiles say, and what does not hold."""
+    for check in checks:
+        yield f"claim {check.claim.function}, {check.claim.metric}: {status_text(check.status)}"
+        yield f"  {check.detail}"
+    for flag in mechanism_flags(status, checks):
+        yield f"! {flag}"
 
 
 def look_lines(looks: Sequence[LookRow]) -> Iterator[str]:

@@ -10,20 +10,25 @@ from aiopt.blobs import BlobStore, blobs_beside
 from aiopt.campaign import TRY, Campaign
 from aiopt.cli._options import Places, as_json, results, settings_options
 from aiopt.cli._places import find_target, log_of, read_state
-from aiopt.cli._report import effect_lines
+from aiopt.cli._report import effect_lines, mechanism_lines
 from aiopt.cli._text import one_line, print_json, short, status_text
 from aiopt.cli._work import check_lease, in_campaign, settings_from
 from aiopt.errors import AiOptError
-from aiopt.events import GateFailed
+from aiopt.events import Claim, GateFailed, MechanismChecked
 from aiopt.protocols import Patch
 from aiopt.replay import CampaignState, LogState, ProposalState
 from aiopt.views import (
     CandidateRow,
     EffectView,
+    EvidenceRow,
     advice,
     baseline_failed,
     candidate_row,
+    evidence_digest,
+    evidence_lines,
+    evidence_table,
     is_finished,
+    profiles_of,
 )
 
 __all__ = ["attempt"]
@@ -57,6 +62,13 @@ class _Answer:
     mei_eff_percent: float | None
     needs: int | None
     effects: tuple[EffectView, ...]
+    mechanism: tuple[MechanismChecked, ...]
+    """Its claims, compared with the profiles of incumbent and candidate."""
+    flags: tuple[str, ...]
+    evidence: tuple[EvidenceRow, ...]
+    """What profilers found in this candidate; the numbers of `scalars` are in the log."""
+    where_to_look: str
+    """What profilers found in what the next patch will be measured against."""
     log_tail: str | None
     incumbent: _Incumbent
     next: str
@@ -69,6 +81,13 @@ class _Answer:
     "--patch", type=click.File("rb"), required=True, help="A unified diff; - is standard input."
 )
 @click.option("--hypothesis", default="", metavar="TEXT", help="Why it should be faster.")
+@click.option(
+    "--claim",
+    "claims",
+    multiple=True,
+    metavar="'FUNCTION METRIC'",
+    help="A function that it makes cheaper, and in which metric; checked with --mode full.",
+)
 @click.option("--name", metavar="NAME", help="Of the patch.  [the name of its file]")
 @click.option("--new", is_flag=True, help="Begin another campaign, from the unmodified source.")
 @click.option(
@@ -84,6 +103,7 @@ def attempt(
     target: str,
     patch: BinaryIO,
     hypothesis: str,
+    claims: tuple[str, ...],
     name: str | None,
     new: bool,
     forbid_regression: bool,
@@ -127,6 +147,7 @@ def attempt(
         name=name or (stem if stem and not stem.startswith("<") else "patch"),
         text=text,
         hypothesis=hypothesis,
+        claims=tuple(_claim(claim) for claim in claims),
     )
 
     async def judge(campaign: Campaign) -> tuple[CampaignState, ProposalState]:
@@ -144,6 +165,13 @@ def attempt(
     ctx.exit(4 if forbid_regression and answer.status == "discard_regression" else 3)
 
 
+def _claim(text: str) -> Claim:
+    function, _, metric = text.strip().rpartition(" ")
+    if not function:
+        raise click.UsageError(f"--claim {text!r}: expected a function and a metric")
+    return Claim(function=function.strip(), metric=metric)
+
+
 def _going(state: LogState, environment: str) -> str | None:
     """The latest campaign of single patches in this environment that can go on."""
     for campaign in reversed(state.campaigns.values()):
@@ -156,6 +184,10 @@ def _going(state: LogState, environment: str) -> str | None:
 
 def _answer(campaign: CampaignState, proposal: ProposalState, log: Path, target: str) -> _Answer:
     row = candidate_row(campaign, proposal)
+
+    def of(candidate: str) -> tuple[EvidenceRow, ...]:
+        return evidence_table(profiles_of(campaign, candidate))
+
     return _Answer(
         candidate=row.candidate,
         experiment=row.experiment,
@@ -170,6 +202,10 @@ def _answer(campaign: CampaignState, proposal: ProposalState, log: Path, target:
         mei_eff_percent=row.mei_eff_percent,
         needs=row.needs,
         effects=row.effects,
+        mechanism=row.mechanism,
+        flags=row.flags,
+        evidence=tuple(evolve(found, scalars={}) for found in of(row.candidate)),
+        where_to_look=evidence_digest(of(campaign.incumbent)),
         log_tail=_log_tail(campaign, row, BlobStore(blobs_beside(log))),
         incumbent=_Incumbent(
             candidate=campaign.incumbent,
@@ -203,6 +239,11 @@ def _print(answer: _Answer) -> None:
         click.echo(f"  {', '.join(found)}")
     if answer.effects:
         for line in effect_lines(answer.effects):
+            click.echo(line)
+    for line in mechanism_lines(answer.status, answer.mechanism):
+        click.echo(line)
+    for row in answer.evidence:
+        for line in evidence_lines(row, 4):
             click.echo(line)
     if answer.log_tail:
         click.echo(f"last lines of the stage that failed:\n{answer.log_tail}")

@@ -13,6 +13,7 @@ from aiopt.cli._report import (
     calibration_table,
     effect_lines,
     look_lines,
+    mechanism_lines,
     summary_lines,
 )
 from aiopt.cli._text import duration, print_json, short, status_text, table
@@ -24,6 +25,7 @@ from aiopt.views import (
     PairRow,
     StageRow,
     budget_view,
+    evidence_lines,
     experiment_view,
     summary,
     to_json,
@@ -173,9 +175,10 @@ def _lines(view: ExperimentView, store: BlobStore) -> Iterator[str]:
     if view.evidence:
         yield ""
         for found in view.evidence:
-            scalars = ", ".join(f"{k} {v:g} {unit}" for k, (v, unit) in found.scalars.items())
-            fix = f" (fix: {found.fix})" if found.fix else ""
-            yield f"{found.profiler}: {scalars or found.status + ': ' + found.reason + fix}"
+            yield from evidence_lines(found)
+    if view.mechanism:
+        yield ""
+        yield from mechanism_lines(view.status, view.mechanism)
     if view.stages:
         yield ""
         yield from _stage_lines(view.stages)

@@ -34,14 +34,21 @@ from aiopt.views.campaign import (
 )
 from aiopt.views.comparison import RuleRow, RulesView, compare_rules
 from aiopt.views.effects import EffectView, effect_view, estimates, primary_effects
+from aiopt.views.evidence import (
+    EvidenceRow,
+    evidence_digest,
+    evidence_lines,
+    evidence_table,
+    mechanism_flags,
+    profiles_of,
+    scalar_text,
+)
 from aiopt.views.progress import ProgressView, progress_view
 from aiopt.views.tables import (
-    EvidenceRow,
     GateRow,
     LookRow,
     PairRow,
     StageRow,
-    evidence_table,
     gate_table,
     look_table,
     pair_table,
@@ -79,15 +86,20 @@ __all__ = [
     "compare_rules",
     "effect_view",
     "estimates",
+    "evidence_digest",
+    "evidence_lines",
     "evidence_table",
     "experiment_view",
     "gate_table",
     "is_finished",
     "left_out",
     "look_table",
+    "mechanism_flags",
     "pair_table",
     "primary_effects",
+    "profiles_of",
     "progress_view",
+    "scalar_text",
     "short",
     "stage_table",
     "summary",

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from attrs import frozen
 
-from aiopt.events import Event, PatchRef
+from aiopt.events import Event, MechanismChecked, PatchRef
 from aiopt.replay import CampaignState, ExperimentState, ProposalState
 from aiopt.views.audit import AuditView, audit_view, left_out
 from aiopt.views.calibration import (
@@ -14,13 +14,12 @@ from aiopt.views.calibration import (
     calibration_view,
 )
 from aiopt.views.effects import EffectView, effects_of_verdict, percent_of, primary_effects
+from aiopt.views.evidence import EvidenceRow, evidence_table, mechanism_flags
 from aiopt.views.tables import (
-    EvidenceRow,
     GateRow,
     LookRow,
     PairRow,
     StageRow,
-    evidence_table,
     gate_table,
     look_table,
     pair_table,
@@ -70,6 +69,10 @@ class CandidateRow:
     needs: int | None
     """If inconclusive: about so many pairs would tell."""
     effects: tuple[EffectView, ...]
+    mechanism: tuple[MechanismChecked, ...] = ()
+    """Its claims, compared with the profiles of incumbent and candidate."""
+    flags: tuple[str, ...] = ()
+    """What of them does not hold."""
 
     @property
     def primaries(self) -> tuple[EffectView, ...]:
@@ -106,6 +109,8 @@ def candidate_row(campaign: CampaignState, proposal: ProposalState) -> Candidate
         mei_eff_percent=percent_of(verdict.mei_eff) if verdict else None,
         needs=verdict.needs if verdict else None,
         effects=effects_of_verdict(experiment) if experiment else (),
+        mechanism=tuple(experiment.mechanism) if experiment else (),
+        flags=mechanism_flags(status, experiment.mechanism) if experiment else (),
     )
 
 
@@ -149,6 +154,7 @@ class ExperimentView:
     pairs: tuple[PairRow, ...]
     looks: tuple[LookRow, ...]
     evidence: tuple[EvidenceRow, ...]
+    mechanism: tuple[MechanismChecked, ...]
     effects: tuple[EffectView, ...]
     """Of the verdict, of the audit or of the ablation."""
     calibration: tuple[CalibrationRow, ...]
@@ -196,7 +202,8 @@ def experiment_view(
         gates=gate_table(events),
         pairs=pair_table(events),
         looks=look_table(events, campaign.params),
-        evidence=evidence_table(events),
+        evidence=evidence_table(experiment.profiles, experiment.facts),
+        mechanism=tuple(experiment.mechanism),
         effects=effects_of_verdict(experiment),
         calibration=calibration_rows(campaign.params, experiment),
     )

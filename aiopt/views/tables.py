@@ -6,14 +6,12 @@ from attrs import frozen
 
 from aiopt.events import (
     Event,
-    EvidenceCaptured,
     GateFailed,
     GatePassed,
     LookTaken,
     MetricUnreadable,
     PairScheduled,
     PairVoided,
-    ProfilerUnavailable,
     RunMeasured,
     StageFinished,
     StageStarted,
@@ -22,12 +20,10 @@ from aiopt.rules import RuleParams
 from aiopt.views.effects import percent_of
 
 __all__ = [
-    "EvidenceRow",
     "GateRow",
     "LookRow",
     "PairRow",
     "StageRow",
-    "evidence_table",
     "gate_table",
     "look_table",
     "pair_table",
@@ -224,52 +220,3 @@ def look_table(events: Iterable[Event], params: RuleParams) -> tuple[LookRow, ..
         for event in events
         if isinstance(event, LookTaken)
     )
-
-
-@frozen(kw_only=True)
-class EvidenceRow:
-    """What one profiler found, or why it found nothing."""
-
-    profiler: str
-    status: str
-    reason: str
-    fix: str
-    scalars: Mapping[str, tuple[float, str]]
-    """Name to value and unit."""
-    stacks: str | None
-    artifacts: tuple[str, ...]
-
-
-def evidence_table(events: Iterable[Event]) -> tuple[EvidenceRow, ...]:
-    """The profilers in the order in which they ran."""
-    found = []
-    for event in events:
-        match event:
-            case EvidenceCaptured():
-                scalars = {name: (s.value, s.unit) for name, s in sorted(event.scalars.items())}
-                found.append(
-                    EvidenceRow(
-                        profiler=event.profiler,
-                        status="measured",
-                        reason="",
-                        fix="",
-                        scalars=scalars,
-                        stacks=event.stacks,
-                        artifacts=event.artifacts,
-                    )
-                )
-            case ProfilerUnavailable():
-                found.append(
-                    EvidenceRow(
-                        profiler=event.profiler,
-                        status=event.status,
-                        reason=event.reason,
-                        fix=event.fix,
-                        scalars={},
-                        stacks=None,
-                        artifacts=(),
-                    )
-                )
-            case _:
-                pass
-    return tuple(found)

@@ -54,6 +54,8 @@ _CANDIDATE_KEYS = [
     "mei_eff_percent",
     "needs",
     "effects",
+    "mechanism",
+    "flags",
 ]
 
 

@@ -1,0 +1,178 @@
+"""What profilers found: as a table, and as a text that is short enough for a prompt."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from statistics import median
+
+from attrs import frozen
+
+from aiopt.events import (
+    Event,
+    EvidenceCaptured,
+    Finding,
+    MechanismChecked,
+    ProfilerUnavailable,
+    RunMeasured,
+    Scalar,
+)
+from aiopt.replay import CampaignState
+
+__all__ = [
+    "EvidenceRow",
+    "evidence_digest",
+    "evidence_lines",
+    "evidence_table",
+    "mechanism_flags",
+    "profiles_of",
+    "scalar_text",
+]
+
+Answer = EvidenceCaptured | ProfilerUnavailable
+
+_MOST_FINDINGS = 8
+"""Of each profiler, in a digest."""
+_MOST_CHARACTERS = 6000
+
+
+@frozen(kw_only=True)
+class EvidenceRow:
+    """What one profiler found, or why it found nothing."""
+
+    profiler: str
+    candidate: str
+    workload: str
+    status: str
+    """measured, inconclusive, not_available or failed."""
+    reason: str
+    fix: str
+    scalars: Mapping[str, Scalar]
+    findings: tuple[Finding, ...]
+    notes: tuple[str, ...]
+    overhead_percent: Mapping[str, float]
+    """By how much each metric was larger under the profiler than in runs without it (medians)."""
+    stacks: str | None
+    stacks_unit: str
+    artifacts: tuple[str, ...]
+
+
+def evidence_table(
+    answers: Iterable[Answer], facts: Iterable[Event] = ()
+) -> tuple[EvidenceRow, ...]:
+    """The profilers in the order in which they ran.
+
+    `facts` are runs without a profiler, of the same candidate as arm B: with them, what each
+    profiler costs is known.
+    """
+    plain: dict[tuple[str, str], list[float]] = {}
+    for event in facts:
+        if isinstance(event, RunMeasured) and event.arm == "B" and event.purpose != "warmup":
+            for metric, samples in event.metrics.items():
+                plain.setdefault((event.workload, metric), []).extend(samples)
+    return tuple(_row(answer, plain) for answer in answers)
+
+
+def _row(answer: Answer, plain: Mapping[tuple[str, str], Sequence[float]]) -> EvidenceRow:
+    if isinstance(answer, ProfilerUnavailable):
+        return EvidenceRow(
+            profiler=answer.profiler,
+            candidate=answer.candidate,
+            workload="",
+            status=answer.status,
+            reason=answer.reason,
+            fix=answer.fix,
+            scalars={},
+            findings=(),
+            notes=(),
+            overhead_percent={},
+            stacks=None,
+            stacks_unit="",
+            artifacts=(),
+        )
+    overhead = {}
+    for metric, samples in sorted(answer.under_profiler.items()):
+        without = plain.get((answer.workload, metric))
+        if samples and without and median(without) > 0:
+            overhead[metric] = round(100 * (median(samples) / median(without) - 1), 1)
+    return EvidenceRow(
+        profiler=answer.profiler,
+        candidate=answer.candidate,
+        workload=answer.workload,
+        status="measured",
+        reason="",
+        fix="",
+        scalars=dict(sorted(answer.scalars.items())),
+        findings=answer.findings,
+        notes=answer.notes,
+        overhead_percent=overhead,
+        stacks=answer.stacks,
+        stacks_unit=answer.stacks_unit,
+        artifacts=answer.artifacts,
+    )
+
+
+def profiles_of(campaign: CampaignState, candidate: str) -> tuple[Answer, ...]:
+    """The latest answer of each profiler about one candidate."""
+    found: dict[str, Answer] = {}
+    for experiment in campaign.experiments.values():
+        for answer in experiment.profiles:
+            if answer.candidate == candidate:
+                found[answer.profiler] = answer
+    return tuple(found.values())
+
+
+def mechanism_flags(status: str, checks: Iterable[MechanismChecked]) -> tuple[str, ...]:
+    """What a user must see of the claims of a candidate that ended with this verdict."""
+    return tuple(
+        f"{'faster, but' if status == 'keep' else 'the claim does not hold:'} "
+        f"{_FLAGS[check.status].format(function=check.claim.function)}"
+        for check in checks
+        if check.status in _FLAGS
+    )
+
+
+_FLAGS = {
+    "unchanged": "the targeted function {function} did not change",
+    "opposite": "the targeted function {function} became dearer",
+    "not_seen": "the targeted function {function} is in no profile",
+}
+
+
+def scalar_text(scalar: Scalar) -> str:
+    """`0.41 ratio [0.38, 0.44]`, shares in percent, bytes in MB, with four digits at the most."""
+    factor, unit = _SCALES.get(scalar.unit, (1.0, scalar.unit))
+    value = f"{scalar.value * factor:.4g} {unit}".strip()
+    if scalar.low is None or scalar.high is None:
+        return value
+    return f"{value} [{scalar.low * factor:.4g}, {scalar.high * factor:.4g}]"
+
+
+_SCALES = {"ratio": (100.0, "%"), "bytes": (1e-6, "MB")}
+
+
+def evidence_digest(rows: Iterable[EvidenceRow], limit: int = _MOST_CHARACTERS) -> str:
+    """What a proposer should know, most important first, in at most `limit` characters."""
+    lines = [line for row in rows for line in evidence_lines(row)]
+    text = ""
+    for number, line in enumerate(lines):
+        left_out = f"({len(lines) - number} more lines: `aiopt show` has them)\n"
+        if len(text) + len(line) + 1 > limit - len(left_out):
+            return text + left_out
+        text += line + "\n"
+    return text
+
+
+def evidence_lines(row: EvidenceRow, most: int = _MOST_FINDINGS) -> Iterator[str]:
+    """What one profiler says, for people; its `most` most important findings."""
+    if row.status != "measured":
+        fix = f" (to fix: {row.fix})" if row.fix else ""
+        yield f"{row.profiler}: {row.status.replace('_', ' ')}: {row.reason}{fix}"
+        return
+    cost = ", ".join(f"{name} {value:+.0f} %" for name, value in row.overhead_percent.items())
+    yield f"{row.profiler}, workload {row.workload}{f' (under it: {cost})' if cost else ''}:"
+    for finding in row.findings[:most]:
+        detail = f" ({finding.detail})" if finding.detail else ""
+        yield f"  {scalar_text(finding.scalar)}  {finding.what}  {finding.where}{detail}"
+    if not row.findings:
+        for name, scalar in list(row.scalars.items())[:most]:
+            yield f"  {name} {scalar_text(scalar)}"
+    for note in row.notes[:3]:
+        yield f"  note: {note}"
