@@ -5,7 +5,7 @@ again, what its controller left running is killed, the pair that was cut off is 
 loop goes on where the log ends.
 """
 
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -50,7 +50,7 @@ from aiopt.protocols import (
     Selection,
     Strategy,
 )
-from aiopt.replay import CampaignState, ProposalState, fold
+from aiopt.replay import CampaignState, ExperimentState, ProposalState, fold
 from aiopt.settings import Settings, rule_params
 from aiopt.target import Target, load_target, spec_of
 from aiopt.verdict import RULES, params_for
@@ -72,7 +72,9 @@ class _Plugins:
     used: tuple[PluginUsed, ...]
 
 
-def _load_plugins(settings: Settings, target: Target) -> _Plugins:
+def _load_plugins(
+    settings: Settings, target: Target, profile_with: Sequence[str] | None
+) -> _Plugins:
     environment = settings.here
     backend = plugins.load("backends", environment.backend, environment.options)
     strategy = plugins.load(
@@ -86,13 +88,14 @@ def _load_plugins(settings: Settings, target: Target) -> _Plugins:
         )
         proposer = loaded.plugin
         used.append(loaded.used)
+    if profile_with is None:
+        named = target.profilers if settings.profile_with is None else settings.profile_with
+        profile_with = named if settings.mode == "full" else ()
     profilers = {}
-    if settings.mode == "full":
-        wanted = target.profilers if settings.profile_with is None else settings.profile_with
-        for name in wanted:
-            found = plugins.load("profilers", name, settings.profilers.get(name))
-            profilers[name] = found.plugin
-            used.append(found.used)
+    for name in profile_with:
+        found = plugins.load("profilers", name, settings.profilers.get(name))
+        profilers[name] = found.plugin
+        used.append(found.used)
     return _Plugins(
         backend=backend.plugin,
         strategy=strategy.plugin,
@@ -257,9 +260,31 @@ class Campaign:
                 await audit(self._lab, anew=anew)
                 await ablate(self._lab)
         finally:
-            if self._was_finished is not None:
-                finished = CampaignFinished(reason=self._was_finished)
-                self._journal.emit(self._journal.stream, finished)
+            self._finish_again()
+
+    async def profile(self, workload: str | None = None) -> ExperimentState:
+        """Profile the incumbent with the profilers that the campaign was opened with.
+
+        A campaign that was finished is finished afterwards, also if this is interrupted.
+
+        Raises:
+            ConfigError: the target has no such workload.
+            BaselineFailed, IncumbentFailed: it does not run.
+        """
+        try:
+            with self._interruption_logged():
+                known = self._target.workloads
+                if workload is not None and workload not in known:
+                    problem = f"{workload!r}: there are {', '.join(known)}"
+                    raise ConfigError(str(self._folder), [("workloads", problem)])
+                await self._evaluator.baseline(profiled=False)
+                return await self._evaluator.profile(workload or self._target.main_workloads[0])
+        finally:
+            self._finish_again()
+
+    def _finish_again(self) -> None:
+        if self._was_finished is not None:
+            self._journal.emit(self._journal.stream, CampaignFinished(reason=self._was_finished))
 
     def _check_kept(self) -> None:
         if not self.state.kept:
@@ -420,12 +445,13 @@ async def open_campaign(
     resume: str | None = None,
     observer: Observer | None = None,
     wait: float = 0.0,
+    profile_with: Sequence[str] | None = None,
 ) -> AsyncIterator[Campaign]:
     """A campaign on the target in `folder`, logging to `results/<target>/`:
     a new one, or the one whose stream is `resume`.
 
     A resumed campaign uses the settings that it was started with. `wait` is how many seconds to
-    wait for the lease.
+    wait for the lease. `profile_with` names the profilers instead of what its mode says.
 
     Raises:
         ConfigError: the target or the settings have problems, or do not fit the campaign that is
@@ -442,7 +468,7 @@ async def open_campaign(
         if resume is not None:
             settings = structure(state.campaigns[resume].started.config, Settings, "the log")
         settings = settings or Settings()
-        plug = _load_plugins(settings, target)
+        plug = _load_plugins(settings, target, profile_with)
         blobs = BlobStore(home / "blobs")
         journal = Journal(log, state, observer)
         try:

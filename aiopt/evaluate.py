@@ -39,7 +39,7 @@ from aiopt.events import (
 from aiopt.ids import short_name
 from aiopt.laboratory import Change, Laboratory
 from aiopt.lifecycle import Emit
-from aiopt.measure import Side, outcome_of, run_once
+from aiopt.measure import IncumbentFailed, Side, outcome_of, run_once
 from aiopt.mechanism import Profile, check_claim
 from aiopt.profiling import ProfileRunner
 from aiopt.replay import CampaignState, ExperimentState, ProposalState
@@ -78,9 +78,9 @@ class Evaluator:
 
     # -- the baseline --
 
-    async def baseline(self) -> None:
-        """Build, test and run the unmodified source once under
-        every workload, unless that was done.
+    async def baseline(self, *, profiled: bool = True) -> None:
+        """Build, test and run the unmodified source once under every workload, and profile it,
+        unless that was done.
 
         Raises:
             BaselineFailed: with the stage and what it said.
@@ -117,7 +117,8 @@ class Evaluator:
                 f"{short_name(experiment.stream)}` shows more. Mend the target, then run again"
             )
         assert side is not None
-        await self._profile(experiment, side)
+        if profiled:
+            await self._profile(experiment, side)
         emit(ExperimentFinished(outcome="measured"))
 
     async def _check_workloads(
@@ -125,16 +126,45 @@ class Evaluator:
     ) -> GateFailed | None:
         done = {event.workload for event in experiment.facts if isinstance(event, RunMeasured)}
         for workload in self._target.workloads:
-            if workload in done:
-                continue
-            pair = PairScheduled(purpose="check", workload=workload, index=0, attempt=0, order="BA")
-            async with self._backend.measuring():
-                ran = await run_once(side, pair, "B")
-            outcome = outcome_of(ran, self._target, pair, "B", 1, may_be_invalid=True)
-            emit(*outcome)
-            if isinstance(outcome[-1], GateFailed):
-                return outcome[-1]
+            failure = None if workload in done else await self._check(side, workload, emit)
+            if failure is not None:
+                return failure
         return None
+
+    async def _check(self, side: Side, workload: str, emit: Emit) -> GateFailed | None:
+        """One run by itself; the gate if it fails, which is logged then."""
+        pair = PairScheduled(purpose="check", workload=workload, index=0, attempt=0, order="BA")
+        async with self._backend.measuring():
+            ran = await run_once(side, pair, "B")
+        outcome = outcome_of(ran, self._target, pair, "B", 1, may_be_invalid=True)
+        emit(*outcome)
+        return outcome[-1] if isinstance(outcome[-1], GateFailed) else None
+
+    # -- profiles on demand --
+
+    async def profile(self, workload: str) -> ExperimentState:
+        """Profile the incumbent under one workload, beside one run without a profiler.
+
+        Raises:
+            IncumbentFailed: it does not build, or does not run.
+        """
+        for cut_off in self._state.of_purpose("profile"):
+            if cut_off.outcome is None:
+                self._lab.emitter(cut_off)(ExperimentFinished(outcome="abandoned"))
+        change = self._lab.incumbent
+        built = await self._lab.side_of(change)
+        experiment = self._lab.begin("profile", 0, change, change)
+        emit = self._lab.emitter(experiment)
+        side = built.writing_to(emit)
+        failure = await self._check(side, workload, emit)
+        if failure is not None:
+            emit(ExperimentFinished(outcome="abandoned", detail=failure.detail))
+            raise IncumbentFailed(
+                f"the workload {workload} fails: {failure.detail}; `aiopt log` shows more"
+            )
+        await self._profilers.run(side, workload, emit, frozenset())
+        emit(ExperimentFinished(outcome="measured"))
+        return experiment
 
     # -- candidates --
 

@@ -83,7 +83,7 @@ RejectReason = Literal["malformed", "out_of_scope", "does_not_apply", "duplicate
 VerdictKind = Literal[
     "keep", "discard_regression", "discard_no_effect", "inconclusive", "no_change", "invalid"
 ]
-ExperimentPurpose = Literal["baseline", "calibration", "candidate", "audit", "ablation"]
+ExperimentPurpose = Literal["baseline", "calibration", "candidate", "audit", "ablation", "profile"]
 ExperimentOutcome = Literal["judged", "superseded", "measured", "abandoned"]
 LookAction = Literal["pass", "continue", "futile", "cap"]
 

@@ -7,7 +7,6 @@ nor an exception, and it changes no verdict.
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal
 
 import anyio
 from attrs import evolve, frozen
@@ -189,14 +188,7 @@ def no_evidence(
     return ProfilerUnavailable(
         profiler=name,
         candidate=candidate,
-        status=_STATUS[type(result)],
+        status=result.status,
         reason=result.reason,
         fix=result.fix if isinstance(result, NotAvailable) else "",
     )
-
-
-_STATUS: Mapping[type[object], Literal["not_available", "failed", "inconclusive"]] = {
-    NotAvailable: "not_available",
-    Failed: "failed",
-    Inconclusive: "inconclusive",
-}

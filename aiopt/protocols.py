@@ -11,7 +11,7 @@ Protocol members are read-only properties, so that frozen classes fulfil them.
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Literal, Protocol, runtime_checkable
 
 from anyio.abc import ByteStream
 from attrs import field, frozen
@@ -255,6 +255,7 @@ class Backend(Protocol):
 class Measured:
     """A profile that carries a statement."""
 
+    status: ClassVar[Literal["measured"]] = "measured"
     scalars: Mapping[str, Scalar]
     stacks: str = ""
     """Folded: `frame;frame;frame count`, root first, one a line, most first."""
@@ -269,6 +270,7 @@ class Measured:
 class Inconclusive:
     """The profiler ran, but the data carry no statement."""
 
+    status: ClassVar[Literal["inconclusive"]] = "inconclusive"
     reason: str
 
 
@@ -276,6 +278,7 @@ class Inconclusive:
 class NotAvailable:
     """The profiler cannot run here; `fix` is the command that would change that."""
 
+    status: ClassVar[Literal["not_available"]] = "not_available"
     reason: str
     fix: str = ""
 
@@ -284,6 +287,7 @@ class NotAvailable:
 class Failed:
     """The profiler ran and broke."""
 
+    status: ClassVar[Literal["failed"]] = "failed"
     reason: str
 
 

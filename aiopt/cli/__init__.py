@@ -19,6 +19,8 @@ COMMANDS = {
     "run": ("aiopt.cli.run:run", "Search a target for patches that make it faster."),
     "resume": ("aiopt.cli.run:resume", "Go on with a campaign that was interrupted."),
     "try": ("aiopt.cli.attempt:attempt", "Judge one patch and print the verdict."),
+    "profile": ("aiopt.cli.profile:profile", "Profile the best source so far."),
+    "parse": ("aiopt.cli.parse:parse", "Read a profile or benchmark output that you have."),
     "audit": ("aiopt.cli.audit:audit", "Measure the result of a campaign on fresh pairs."),
     "show": ("aiopt.cli.show:show", "Show campaigns, candidates or one experiment."),
     "log": ("aiopt.cli.log:log", "Print the events of a log."),

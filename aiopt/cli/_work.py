@@ -1,7 +1,7 @@
 """Run something async from a command: with progress, and with signals that end it in good order."""
 
 import signal
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -79,6 +79,7 @@ def in_campaign(
     settings: Settings | None,
     resume: str | None,
     work: Callable[[Campaign], Awaitable[T]],
+    profile_with: Sequence[str] | None = None,
 ) -> T:
     """Open a campaign, with progress on standard error, and do something in it."""
     progress, results = Progress(), results.absolute()
@@ -91,6 +92,7 @@ def in_campaign(
             resume=resume,
             observer=progress,
             wait=_LEFTOVER_SECONDS,
+            profile_with=profile_with,
         ) as campaign:
             progress.attach(lambda: campaign.state)
             return await work(campaign)

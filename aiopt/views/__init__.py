@@ -41,6 +41,7 @@ from aiopt.views.evidence import (
     evidence_table,
     mechanism_flags,
     profiles_of,
+    result_row,
     scalar_text,
 )
 from aiopt.views.progress import ProgressView, progress_view
@@ -99,6 +100,7 @@ __all__ = [
     "primary_effects",
     "profiles_of",
     "progress_view",
+    "result_row",
     "scalar_text",
     "short",
     "stage_table",

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import median
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from aiopt.events import (
     Event,
@@ -14,6 +14,7 @@ from aiopt.events import (
     RunMeasured,
     Scalar,
 )
+from aiopt.protocols import Measured, NotAvailable, ProfileResult
 from aiopt.replay import CampaignState
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "evidence_table",
     "mechanism_flags",
     "profiles_of",
+    "result_row",
     "scalar_text",
 ]
 
@@ -109,6 +111,34 @@ def _row(answer: Answer, plain: Mapping[tuple[str, str], Sequence[float]]) -> Ev
     )
 
 
+def result_row(profiler: str, result: ProfileResult) -> EvidenceRow:
+    """What a parser answered, outside of any campaign."""
+    row = EvidenceRow(
+        profiler=profiler,
+        candidate="",
+        workload="",
+        status=result.status,
+        reason="" if isinstance(result, Measured) else result.reason,
+        fix=result.fix if isinstance(result, NotAvailable) else "",
+        scalars={},
+        findings=(),
+        notes=(),
+        overhead_percent={},
+        stacks=None,
+        stacks_unit="",
+        artifacts=(),
+    )
+    if not isinstance(result, Measured):
+        return row
+    return evolve(
+        row,
+        scalars=dict(sorted(result.scalars.items())),
+        findings=result.findings,
+        notes=result.notes,
+        stacks_unit=result.stacks_unit if result.stacks else "",
+    )
+
+
 def profiles_of(campaign: CampaignState, candidate: str) -> tuple[Answer, ...]:
     """The latest answer of each profiler about one candidate."""
     found: dict[str, Answer] = {}
@@ -167,7 +197,8 @@ def evidence_lines(row: EvidenceRow, most: int = _MOST_FINDINGS) -> Iterator[str
         yield f"{row.profiler}: {row.status.replace('_', ' ')}: {row.reason}{fix}"
         return
     cost = ", ".join(f"{name} {value:+.0f} %" for name, value in row.overhead_percent.items())
-    yield f"{row.profiler}, workload {row.workload}{f' (under it: {cost})' if cost else ''}:"
+    where = f", workload {row.workload}" if row.workload else ""
+    yield f"{row.profiler}{where}{f' (under it: {cost})' if cost else ''}:"
     for finding in row.findings[:most]:
         detail = f" ({finding.detail})" if finding.detail else ""
         yield f"  {scalar_text(finding.scalar)}  {finding.what}  {finding.where}{detail}"

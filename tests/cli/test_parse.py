@@ -1,0 +1,50 @@
+"""`aiopt parse`."""
+
+import json
+from pathlib import Path
+
+from tests.cli.conftest import invoke
+
+DATA = Path(__file__).parent.parent / "data" / "profilers"
+
+
+def test_a_profile_becomes_the_same_typed_result(tmp_path: Path) -> None:
+    profile = DATA / "valgrind" / "callgrind.out"
+    found = tmp_path / "stacks.txt"
+    scope = tmp_path / "scope.json"
+    words = ("parse", "--with", "callgrind", str(profile), "--top", "3")
+    done = invoke(*words, "--json", "--folded", str(found), "--speedscope", str(scope))
+    assert done.exit_code == 0
+    answer = json.loads(done.stdout)
+    assert (answer["status"], answer["files"]) == ("measured", [str(profile)])
+    assert answer["scalars"]["instructions"]["value"] == 56_531_563
+    assert len(answer["stacks"]) == 3
+    assert answer["stacks"][0]["frames"] == ["msort_with_tmp.part.0'2"]
+    assert found.read_text().startswith("msort_with_tmp.part.0'2 ")
+    assert json.loads(scope.read_text())["profiles"][0]["type"] == "sampled"
+    text = invoke(*words)
+    assert "msort_with_tmp" in text.stdout
+
+
+def test_how_it_ended_is_in_the_exit_code(tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.write_bytes(b"")
+    for name, code in (("lines", 3), ("json", 1)):
+        done = invoke("parse", "--with", name, str(empty), "--json")
+        assert done.exit_code == code, done.output
+        assert json.loads(done.stdout)["reason"]
+    assert invoke("parse", "--with", "callgrind", str(empty)).exit_code in (1, 3)
+
+
+def test_benchmark_output_is_read_too() -> None:
+    done = invoke("parse", "--with", "lines", "-", "--json", input="wall_ms=12\n")
+    assert json.loads(done.stdout)["scalars"]["wall_ms"]["value"] == 12
+
+
+def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
+    file = tmp_path / "x"
+    file.write_bytes(b"x")
+    done = invoke("parse", "--with", "nosuch", str(file))
+    assert done.exit_code == 2
+    assert "callgrind" in done.output
+    assert "hyperfine" in done.output
