@@ -373,7 +373,8 @@ class Stages:
             if ready:
                 execution = Execution(failed_stage="deploy", detail=ready)
             else:
-                env = {**env, "SERVICE_PID": str(service.pid)}
+                pid = service.pid if tool is None else await self._largest_below(service.pid)
+                env = {**env, "SERVICE_PID": str(pid)}
                 execution = await self._measure(env, run, tool, service)
         finally:
             with anyio.CancelScope(shield=True):
@@ -400,6 +401,20 @@ class Stages:
             "service_peak_rss_mb": done.usage.peak_rss_bytes / 1e6,
         }
         return self._with_usage(execution, usage)
+
+    async def _largest_below(self, pid: int) -> int:
+        """Of a process and all below it, the one that holds most memory: a profiler is small
+        beside the service that it started.
+        """
+        output = Output()
+        listed = Command(argv=("ps", "-A", "-o", "pid=,ppid=,rss="), cwd="{run}", timeout=10)
+        if not (await self._workspace.run(listed, output)).ok:
+            return pid
+        rows = [tuple(map(int, line.split())) for line in output.text.splitlines()]
+        below = {pid}
+        while more := {row[0] for row in rows if row[1] in below} - below:
+            below |= more
+        return max(((row[2], row[0]) for row in rows if row[0] in below), default=(0, pid))[1]
 
     async def _wait_ready(
         self, ready: Ready, patience: float, service: Service, output: Output, port: int

@@ -196,7 +196,8 @@ def evidence_lines(row: EvidenceRow, most: int = _MOST_FINDINGS) -> Iterator[str
         fix = f" (to fix: {row.fix})" if row.fix else ""
         yield f"{row.profiler}: {row.status.replace('_', ' ')}: {row.reason}{fix}"
         return
-    cost = ", ".join(f"{name} {value:+.0f} %" for name, value in row.overhead_percent.items())
+    seen = [(name, value) for name, value in row.overhead_percent.items() if abs(value) >= 1]
+    cost = ", ".join(f"{name} {value:+.0f} %" for name, value in seen[:4])
     where = f", workload {row.workload}" if row.workload else ""
     yield f"{row.profiler}{where}{f' (under it: {cost})' if cost else ''}:"
     for finding in row.findings[:most]:
