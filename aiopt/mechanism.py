@@ -59,12 +59,16 @@ class _Cost:
 def matches(frame: str, function: str) -> bool:
     """Whether a frame is of this function.
 
-    Frames look like `name`, `name (file:line)` or `Class::name(args)`; a function may be claimed as
-    `name`, by the end of a qualified name, or as `file:name`.
+    Frames look like `name`, `name (file:line)`, `Class::name(args)` or `file:line`; a function may
+    be claimed as `name`, by the end of a qualified name, as `file:name`, or by one line as
+    `file:line`.
     """
     place = _PLACE.search(frame)
     name = frame[: place.start()] if place else frame
     file, colon, wanted = function.rpartition(":")
+    if wanted.isdigit():  # a line, as causal profiles name them
+        spot = place["place"] if place else frame
+        return spot == function or spot.endswith(f"/{function}")
     if not colon or function.count("::"):
         file, wanted = "", function
     if file and not (place and place["place"].partition(":")[0].endswith(file)):

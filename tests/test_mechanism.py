@@ -45,6 +45,10 @@ def samples(encode: int, rest: int, profiler: str = "py-spy") -> Profile:
         ("rocksdb::DB::Get(rocksdb::Slice const&)", "Get", True),
         ("rocksdb::DB::MultiGet(int)", "Get", False),
         ("reencode", "encode", False),
+        ("serial.c:10", "serial.c:10", True),
+        ("src/serial.c:10", "serial.c:10", True),
+        ("heavy (serial.c:10)", "serial.c:10", True),
+        ("serial.c:100", "serial.c:10", False),
     ],
 )
 def test_a_function_is_known_by_its_name(frame: str, function: str, expected: bool) -> None:
