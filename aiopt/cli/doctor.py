@@ -22,6 +22,7 @@ from aiopt.cli._text import coloured, one_line, print_json, table
 from aiopt.cli._work import drive
 from aiopt.errors import AiOptError
 from aiopt.log import wal_bug_warning
+from aiopt.profiling import probed
 from aiopt.protocols import WorkspaceSpec
 
 __all__ = ["doctor"]
@@ -249,9 +250,10 @@ async def _profilers(backend: Any) -> list[Check]:
 async def _profiler(name: str, workspace: Any) -> Check:
     where = f"profiler {name}"
     try:
-        unavailable = await plugins.load("profilers", name).plugin.probe(workspace)
+        profiler = plugins.load("profilers", name).plugin
     except AiOptError as error:
         return Check(name=where, status="note", detail=str(error))
+    unavailable = await probed(profiler, workspace)
     if unavailable is None:
         return Check(name=where, status="ok", detail="works here")
     return Check(name=where, status="note", detail=unavailable.reason, fix=unavailable.fix)
