@@ -12,7 +12,7 @@ from aiopt.campaign import Observer, open_campaign
 from aiopt.config import unstructure
 from aiopt.errors import ConfigError
 from aiopt.log import Log
-from aiopt.replay import LogState, Rescored, fold
+from aiopt.replay import DEFAULT_FITNESS, LogState, Rescored, fold
 from aiopt.replay import rescore as rescore_campaign
 from aiopt.rules import RuleParams, params_from
 from aiopt.settings import Settings
@@ -70,11 +70,13 @@ def rescore(
     weights: Mapping[str, float] | None = None,
     rule: str | None = None,
     changes: Mapping[str, Any] | None = None,
+    fitness: str = DEFAULT_FITNESS,
 ) -> Rescored:
     """What the same measurements would have led to under other weights, rules or parameters.
 
     See `aiopt.replay.rescore`. `campaign` is a stream; without it, the latest one. `changes` are
-    parameters of the rule by name, such as `{"mei": 0.05, "layout.rotate": 0}`.
+    parameters of the rule by name, such as `{"mei": 0.05, "layout.rotate": 0}`. `fitness` is what
+    the ranking is by.
 
     Raises:
         ConfigError: no such campaign, rule, parameter or metric.
@@ -89,7 +91,7 @@ def rescore(
         raise ConfigError(str(log), [("campaign", f"{stream!r} is not there; there are {known}")])
     found = campaigns[stream]
     params = with_changes(found.params, changes) if changes else None
-    return rescore_campaign(found, weights=weights, rule=rule, params=params)
+    return rescore_campaign(found, weights=weights, rule=rule, params=params, fitness=fitness)
 
 
 # ---- parameters of a rule by their names ----

@@ -7,12 +7,15 @@ live campaign, `aiopt replay`, the export and the tests call this same function,
 always equals the fold of what was written.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import takewhile
 from typing import Literal
 
 from attrs import Factory, define, evolve, frozen
 
+from aiopt.causal import SeedCausal, seed_causal, signals_of
+from aiopt.errors import ConfigError
 from aiopt.events import (
     AblationMeasured,
     ArtifactBuilt,
@@ -55,6 +58,8 @@ from aiopt.rules import NeedsMore, RuleParams, params_from, vary
 from aiopt.verdict import check_rule, decide
 
 __all__ = [
+    "DEFAULT_FITNESS",
+    "FITNESSES",
     "CampaignState",
     "Decision",
     "ExperimentState",
@@ -66,6 +71,14 @@ __all__ = [
     "rescore",
     "step",
 ]
+
+DEFAULT_FITNESS = "lower-bound"
+FITNESSES = (DEFAULT_FITNESS, "seed-causal")
+"""What a ranking can be by."""
+
+_ONE_SIDED = 1.6448536269514722
+_THROUGHPUT = ("throughput", "ops_per_sec", "rps", "qps")
+_LATENCY = ("p99",)
 
 ProposalStatus = Literal["proposed", "rejected", "running", "judged", "superseded", "abandoned"]
 
@@ -379,6 +392,11 @@ class Ranked:
     """Against the incumbent that it was measured with."""
     total: float
     """Log cost ratio against the baseline: its own step on top of those of its incumbent."""
+    low: float
+    """Lower 95 % confidence bound of `total`; -inf where a single pair says nothing of the spread.
+    """
+    seed: SeedCausal | None = None
+    """The score under the fitness `seed-causal`."""
 
 
 @frozen(kw_only=True)
@@ -387,6 +405,8 @@ class Rescored:
 
     campaign: str
     rule: str
+    fitness: str
+    """What the ranking is by: a name in FITNESSES."""
     weights: Mapping[str, float]
     ranking: tuple[Ranked, ...]
     unranked: tuple[tuple[str, str], ...]
@@ -410,14 +430,17 @@ def rescore(
     weights: Mapping[str, float] | None = None,
     rule: str | None = None,
     params: RuleParams | None = None,
+    fitness: str = DEFAULT_FITNESS,
 ) -> Rescored:
     """What the same events would have led to; nothing is run, and what cannot be known is said.
 
-    Without `weights` the primaries decide as they did, and the ranking weighs them equally.
+    Without `weights` the primaries decide as they did, and the ranking weighs them equally. The
+    ranking is by the lower confidence bound of the log ratio to the baseline, or by another of
+    FITNESSES; no decision depends on it.
 
     Raises:
-        ConfigError: no such rule, parameters under which it could not decide, or a weight for a
-        metric that the campaign did not measure.
+        ConfigError: no such rule or fitness, parameters under which it could not decide, or a
+        weight for a metric that the campaign did not measure.
     """
     params = params or campaign.params
     if weights:
@@ -427,10 +450,14 @@ def rescore(
         params = evolve(params, pairs=None)  # the number belonged to the logged rule
     rule = rule or logged
     check_rule(rule, params)
+    if fitness not in FITNESSES:
+        problem = f"{fitness!r}: there are {', '.join(FITNESSES)}"
+        raise ConfigError("fitness", [("", problem)])
     ranking_weights = dict(weights) if weights else _equal_weights(params)
     incumbent = campaign.baseline
     decisions, ranking, unranked = [], [], []
-    totals = {campaign.baseline: 0.0}
+    origins = {campaign.baseline: _Origin()}
+    seed = _Seed(campaign, params) if fitness == "seed-causal" else None
     for experiment in campaign.experiments.values():
         if experiment.verdict is None or experiment.started.purpose != "candidate":
             continue
@@ -438,30 +465,37 @@ def rescore(
         decisions.append(decision)
         if decision.replayed == "keep" and decision.same_premise:
             incumbent = experiment.started.candidate
-        fitness: Fitness | Unmeasured
+        own: Fitness | Unmeasured
         if experiment.verdict.kind == "invalid":
-            fitness = Unmeasured(reason=f"invalid: {experiment.verdict.reason}")
+            own = Unmeasured(reason=f"invalid: {experiment.verdict.reason}")
         else:
-            fitness = fitness_of(params, experiment.facts, ranking_weights)
-        if isinstance(fitness, Unmeasured):
-            unranked.append((experiment.stream, fitness.reason))
+            own = fitness_of(params, experiment.facts, ranking_weights)
+        if isinstance(own, Unmeasured):
+            unranked.append((experiment.stream, own.reason))
             continue
-        total = totals.get(experiment.started.incumbent, 0.0) + fitness.value
-        totals[experiment.started.candidate] = total
+        origin = origins.get(experiment.started.incumbent, _Origin()).after(own)
+        origins[experiment.started.candidate] = origin
+        score = seed.score(experiment) if seed is not None else None
+        if seed is not None and score is None:
+            unranked.append((experiment.stream, "none of the signals of seed-causal was measured"))
+            continue
         ranking.append(
             Ranked(
                 experiment=experiment.stream,
                 number=experiment.started.number,
                 patch=_patch_name(experiment),
-                step=fitness,
-                total=total,
+                step=own,
+                total=origin.total,
+                low=origin.low,
+                seed=score,
             )
         )
-    ranking.sort(key=lambda ranked: (-ranked.total, ranked.number))
+    ranking.sort(key=_rank)
     flips = [decision.seq for decision in decisions if decision.flipped]
     return Rescored(
         campaign=campaign.stream,
         rule=rule,
+        fitness=fitness,
         weights=ranking_weights,
         ranking=tuple(ranking),
         unranked=tuple(unranked),
@@ -469,6 +503,71 @@ def rescore(
         post_hoc=rule != logged or params != campaign.params,
         parts_at=min(flips) if flips else None,
     )
+
+
+def _rank(ranked: Ranked) -> tuple[float, float, int]:
+    first = ranked.seed.value if ranked.seed is not None else ranked.low
+    return -first, -ranked.total, ranked.number
+
+
+@frozen
+class _Origin:
+    """Where a candidate stands against the baseline, over the steps of its incumbents."""
+
+    total: float = 0.0
+    variance: float = 0.0
+
+    def after(self, step: Fitness) -> "_Origin":
+        return _Origin(self.total + step.value, self.variance + step.se**2)
+
+    @property
+    def low(self) -> float:
+        """The steps' pairs are different ones, so their variances add up."""
+        return self.total - _ONE_SIDED * math.sqrt(self.variance)
+
+
+class _Seed:
+    """The signals of the seed's fitness, candidate by candidate, in the order of the log."""
+
+    def __init__(self, campaign: CampaignState, params: RuleParams) -> None:
+        self._params = params
+        self._throughput = _seed_metric(params, _THROUGHPUT)
+        self._latency = _seed_metric(params, _LATENCY)
+        self._profiles: dict[str, list[EvidenceCaptured | ProfilerUnavailable]] = {}
+        for experiment in campaign.experiments.values():
+            for answer in experiment.profiles:
+                self._profiles.setdefault(answer.candidate, []).append(answer)
+        self._baseline = signals_of(self._profiles.get(campaign.baseline, ()))
+        self._totals: dict[str | None, dict[str, float]] = {
+            name: {campaign.baseline: 0.0} for name in (self._throughput, self._latency)
+        }
+
+    def score(self, experiment: ExperimentState) -> SeedCausal | None:
+        candidate = experiment.started.candidate
+        throughput = self._total(experiment, self._throughput)
+        latency = self._total(experiment, self._latency)
+        signals = evolve(
+            signals_of(self._profiles.get(candidate, ())),
+            throughput=None if throughput is None else math.exp(throughput),
+            latency=None if latency is None else math.exp(-latency),
+        )
+        return seed_causal(signals, self._baseline)
+
+    def _total(self, experiment: ExperimentState, metric: str | None) -> float | None:
+        """Log ratio of one metric against the baseline, positive is better."""
+        before = self._totals[metric].get(experiment.started.incumbent)
+        if metric is None or before is None:
+            return None
+        own = fitness_of(self._params, experiment.facts, {metric: 1.0})
+        if isinstance(own, Unmeasured):
+            return None
+        total = self._totals[metric][experiment.started.candidate] = before + own.value
+        return total
+
+
+def _seed_metric(params: RuleParams, words: tuple[str, ...]) -> str | None:
+    """The first metric whose name has one of the words in it."""
+    return next((name for name in params.metrics if any(word in name for word in words)), None)
 
 
 def _equal_weights(params: RuleParams) -> dict[str, float]:

@@ -291,6 +291,34 @@ def test_totals_stand_on_what_was_kept() -> None:
     assert other.parts_at == other.decisions[0].seq
 
 
+def test_the_ranking_is_by_what_is_sure() -> None:
+    """A larger estimate from pairs that scatter comes after a smaller one that is sure."""
+    noisy = [0.60, 1.35, 0.58, 1.30, 0.62, 1.34, 0.60, 1.30]
+    sure = [0.90, 0.901, 0.902, 0.903, 0.904, 0.905, 0.906, 0.907]
+    rule = {**PARAMS, "metrics": {"cpu": {"role": "primary"}, "rss": {}, "extra": {}}}
+    (state,) = fold(campaign_log([noisy, sure], rule)).campaigns.values()
+    ranking = rescore(state).ranking
+    assert [ranked.number for ranked in ranking] == [2, 1]
+    assert all(ranked.low <= ranked.total for ranked in ranking)
+
+
+def test_the_seed_s_fitness_can_be_chosen() -> None:
+    """Of the signals that there are; the baseline would be exactly 1."""
+    rule = {
+        **PARAMS,
+        "metrics": {"cpu": {"role": "primary"}, "rss": {}, "extra": {}},
+    }
+    gain = [0.90, 0.901, 0.902, 0.903, 0.904, 0.905, 0.906, 0.907]
+    (state,) = fold(campaign_log([gain, gain], rule)).campaigns.values()
+    unmeasured = rescore(state, fitness="seed-causal")
+    assert unmeasured.ranking == ()
+    assert {reason for _, reason in unmeasured.unranked} == {
+        "none of the signals of seed-causal was measured"
+    }
+    with pytest.raises(ConfigError, match="there are lower-bound, seed-causal"):
+        rescore(state, fitness="mine")
+
+
 def test_rejections_resumes_and_stages_are_followed() -> None:
     items = started("cmp-0001~1")
     proposed = make(CandidateProposed, number=1)

@@ -12,6 +12,7 @@ from aiopt.views import (
     CalibrationRow,
     CalibrationView,
     CandidateRow,
+    CausalView,
     EffectView,
     LookRow,
     RulesView,
@@ -26,6 +27,7 @@ __all__ = [
     "calibration_lines",
     "calibration_table",
     "candidate_lines",
+    "causal_lines",
     "effect_lines",
     "look_lines",
     "mechanism_lines",
@@ -76,6 +78,41 @@ def summary_lines(summary: Summary) -> Iterator[str]:
     if summary.audit is not None:
         yield ""
         yield from audit_lines(summary.audit)
+    if summary.causal is not None:
+        yield ""
+        yield from causal_lines(summary.causal)
+
+
+def causal_lines(view: CausalView) -> Iterator[str]:
+    """Where causal profiles see room, and how good their predictions were."""
+    room = view.headroom
+    if room is not None:
+        best = f", most surely in {room.line}" if room.line else ""
+        left = "; little is left for changes of single lines" if room.exhausted else ""
+        yield (
+            f"causal profiles: one line could save between {100 * room.low:.0f} % and "
+            f"{100 * room.high:.0f} % of the time{best}{left}"
+        )
+    if view.credits:
+        rows = [
+            (
+                short(row.experiment),
+                row.patch,
+                row.credit.line,
+                f"{100 * row.credit.predicted.value:+.1f} %",
+                f"{100 * row.credit.realised.value:+.1f} %",
+                "" if row.ratio is None else f"{row.ratio:.2f}",
+                row.credit.status.replace("_", " "),
+            )
+            for row in view.credits
+        ]
+        head = ("experiment", "patch", "line", "predicted", "realised", "ratio", "")
+        yield table(head, rows, right=[3, 4, 5])
+    if view.summary.median_ratio is not None:
+        yield (
+            f"of what causal profiles predicted here, {100 * view.summary.median_ratio:.0f} % "
+            f"came true in the median ({settled(view.summary.counts)})"
+        )
 
 
 # ---- calibration ----

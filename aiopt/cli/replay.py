@@ -13,7 +13,15 @@ from aiopt.cli._places import find_campaign, find_log, read_state
 from aiopt.cli._report import rules_lines
 from aiopt.cli._text import print_json, short, table
 from aiopt.cli._work import check_changes
-from aiopt.replay import CampaignState, Decision, Rescored, rescore
+from aiopt.replay import (
+    DEFAULT_FITNESS,
+    FITNESSES,
+    CampaignState,
+    Decision,
+    Ranked,
+    Rescored,
+    rescore,
+)
 from aiopt.rules import RuleParams
 from aiopt.stats import percent
 from aiopt.verdict import RULES
@@ -36,6 +44,13 @@ _OF_MEASURING = ("void.", "warmup", "audit_", "ablation_")
 @click.option(
     "--rule", metavar="NAME|all", help="Another decision rule; all: every rule, in one table."
 )
+@click.option(
+    "--fitness",
+    type=click.Choice(FITNESSES),
+    default=DEFAULT_FITNESS,
+    show_default=True,
+    help="What the ranking is by.",
+)
 @set_option
 @as_json
 def replay(
@@ -44,6 +59,7 @@ def replay(
     campaign: str | None,
     weights: Mapping[str, float] | None,
     rule: str | None,
+    fitness: str,
     as_json: bool,
     **options: Mapping[str, bool | int | float],
 ) -> None:
@@ -57,6 +73,7 @@ def replay(
     Examples:
       aiopt replay pyserver --weights p99_ms=0.6,peak_rss_mb=0.4
       aiopt replay pyserver --rule all
+      aiopt replay pyserver --fitness seed-causal
       aiopt replay results/pyserver/events.db --set mei=0.05 --json
     """
     changes = options["set"]
@@ -71,7 +88,7 @@ def replay(
     if rule == _ALL:
         _compare(chosen, params, weights, path, as_json)
         return
-    result = rescore(chosen, weights=weights, rule=rule, params=params)
+    result = rescore(chosen, weights=weights, rule=rule, params=params, fitness=fitness)
     if as_json:
         click.echo(orjson.dumps(_json(result, path), option=orjson.OPT_SORT_KEYS).decode())
         return
@@ -143,6 +160,7 @@ def _ranking(result: Rescored) -> Iterator[str]:
             short(ranked.experiment),
             ranked.patch,
             f"{100 * percent(ranked.total):+.2f} %",
+            _score(ranked),
             f"{100 * percent(ranked.step.value):+.2f} %",
             f"[{_bound(ranked.step.low)}, {_bound(ranked.step.high)}]",
             str(ranked.step.pairs),
@@ -150,8 +168,29 @@ def _ranking(result: Rescored) -> Iterator[str]:
         )
         for place, ranked in enumerate(result.ranking, 1)
     ]
-    head = ("", "experiment", "patch", "better in all", "own step", "95 % interval", "pairs", "")
-    yield table(head, rows, right=[0, 3, 4, 6])
+    by = "at least" if result.fitness == DEFAULT_FITNESS else result.fitness
+    head = (
+        "",
+        "experiment",
+        "patch",
+        "better in all",
+        by,
+        "own step",
+        "95 % interval",
+        "pairs",
+        "",
+    )
+    yield table(head, rows, right=[0, 3, 4, 5, 7])
+    missing = sorted({name for r in result.ranking if r.seed for name in r.seed.missing})
+    if missing:
+        yield f"without {', '.join(missing)}: not measured of every candidate and of the baseline"
+
+
+def _score(ranked: Ranked) -> str:
+    """What the ranking is by."""
+    if ranked.seed is not None:
+        return f"{ranked.seed.value:.3f}"
+    return f"{_bound(ranked.low)} %"
 
 
 def _bound(value: float) -> str:

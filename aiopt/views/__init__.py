@@ -32,6 +32,7 @@ from aiopt.views.campaign import (
     is_finished,
     summary,
 )
+from aiopt.views.causal import CausalView, CreditRow, causal_view
 from aiopt.views.comparison import RuleRow, RulesView, compare_rules
 from aiopt.views.effects import EffectView, effect_view, estimates, primary_effects
 from aiopt.views.evidence import (
@@ -63,8 +64,10 @@ __all__ = [
     "CalibrationRow",
     "CalibrationView",
     "CandidateRow",
+    "CausalView",
     "ChargeRow",
     "ClaimRow",
+    "CreditRow",
     "EffectView",
     "EvidenceRow",
     "ExperimentView",
@@ -84,6 +87,7 @@ __all__ = [
     "calibration_view",
     "candidate_row",
     "candidate_table",
+    "causal_view",
     "compare_rules",
     "effect_view",
     "estimates",

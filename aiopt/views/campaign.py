@@ -13,6 +13,7 @@ from aiopt.views.calibration import (
     calibration_rows,
     calibration_view,
 )
+from aiopt.views.causal import CausalView, causal_view
 from aiopt.views.effects import EffectView, effects_of_verdict, percent_of, primary_effects
 from aiopt.views.evidence import EvidenceRow, evidence_table, mechanism_flags
 from aiopt.views.tables import (
@@ -234,6 +235,8 @@ class Summary:
     calibration: CalibrationView | None
     candidates: tuple[CandidateRow, ...]
     audit: AuditView | None
+    causal: CausalView | None
+    """How good causal profiles' predictions were, and where they see room."""
 
 
 def summary(campaign: CampaignState) -> Summary:
@@ -265,6 +268,7 @@ def summary(campaign: CampaignState) -> Summary:
         calibration=calibration_view(campaign),
         candidates=candidates,
         audit=audit_view(campaign),
+        causal=causal_view(campaign),
     )
 
 

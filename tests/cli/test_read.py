@@ -183,6 +183,7 @@ def test_replay(finished: Finished) -> None:
     assert sorted(found) == [
         "campaign",
         "decisions",
+        "fitness",
         "log",
         "parts_at",
         "post_hoc",

@@ -35,6 +35,7 @@ _SUMMARY_KEYS = [
     "calibration",
     "candidates",
     "audit",
+    "causal",
     "log",
 ]
 _CANDIDATE_KEYS = [
