@@ -9,12 +9,13 @@ fitness.
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from attrs import frozen
 
 from aiopt.events import Claim, Effect, MechanismChecked, Scalar
+from aiopt.stats import wilson
 
 __all__ = ["Profile", "check_claim", "cost_in", "matches"]
 
@@ -215,14 +216,5 @@ def _log_variance(cost: _Cost, counted: bool) -> float:
 
 
 def _share(cost: _Cost, counted: bool) -> Scalar:
-    low, high = _wilson(cost) if counted and cost.all > 0 else (None, None)
+    low, high = wilson(cost.share, cost.all) if counted and cost.all > 0 else (None, None)
     return Scalar(value=cost.share, unit="ratio", low=low, high=high)
-
-
-def _wilson(cost: _Cost) -> Iterator[float]:
-    """Wilson's score interval (JASA 22 (1927) 209)."""
-    p, n = cost.share, cost.all
-    middle = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    reach = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + (_Z / (2 * n)) ** 2)
-    yield max(0.0, middle - reach)
-    yield min(1.0, middle + reach)

@@ -40,12 +40,15 @@ __all__ = [
     "standard_error",
     "upper_bound",
     "walsh_averages",
+    "wilson",
 ]
 
 Floats = npt.NDArray[np.float64]
 
 Direction = Literal["lower", "higher"]
 """Which way a metric is better."""
+
+_Z95 = 1.959963984540054
 
 Order = Literal["AB", "BA"]
 """Which arm of a pair runs first."""
@@ -180,6 +183,17 @@ def best_case_p(d: npt.ArrayLike, n: int, theta: float = 0.0) -> float:
         return 2.0 ** (np.count_nonzero(x < 0) - n)
     ranks = np.arange(1, k + 1) * np.sign(x[np.argsort(size)])
     return signed_rank_p(np.concatenate([ranks, np.arange(k + 1, n + 1)]))
+
+
+def wilson(share: float, n: float) -> tuple[float, float]:
+    """Wilson's 95 % score interval of a share that was seen in a sample of n, both above -1.
+
+    Source: E. B. Wilson, JASA 22 (1927) 209.
+    """
+    z2 = _Z95**2
+    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
+    reach = _Z95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    return max(0.0, middle - reach), min(1.0, middle + reach)
 
 
 def walsh_averages(d: npt.ArrayLike) -> Floats:

@@ -1,4 +1,4 @@
-"""The probe of what is built on perf: record, finish and parse a short script, for real."""
+"""The probe of a profiler: record, finish and parse a short program, for real."""
 
 from collections.abc import Sequence
 from io import BytesIO
@@ -7,16 +7,15 @@ from typing import BinaryIO, Protocol
 from attrs import define, evolve, field
 
 from aiopt.errors import CommandTimeout
-from aiopt.protocols import Command, NotAvailable, OutputStream, ProfileResult, Workspace
+from aiopt.protocols import Command, Finishing, NotAvailable, OutputStream, ProfileResult, Workspace
 
 __all__ = ["Recorder", "trial"]
 
 
 class Recorder(Protocol):
-    """A profiler that records and finishes, as `trial` runs it."""
+    """A profiler, as `trial` runs it."""
 
     def wrap(self, command: Command, output: str) -> Command: ...
-    def finish(self, output: str) -> Command: ...
     def parse(self, profiles: Sequence[BinaryIO]) -> ProfileResult: ...
 
 
@@ -38,19 +37,20 @@ class _Heard:
 
 
 async def trial(
-    profiler: Recorder, workspace: Workspace, script: str, fix: str
+    profiler: Recorder, workspace: Workspace, program: str | tuple[str, ...], fix: str
 ) -> ProfileResult | NotAvailable:
-    """What the profiler says of a short shell script that it really profiles there.
+    """What the profiler says of a short shell script or command that it really profiles there.
 
     `fix` is the command that would install its tool.
     """
     output, heard = "{run}/probe", _Heard()
-    command = Command(argv=("sh", "-c", script), timeout=20.0, label="probe", env={"LC_ALL": "C"})
-    steps = (
-        ("recording", profiler.wrap(command, output)),
-        ("reading what was recorded", evolve(profiler.finish(output), timeout=20.0)),
-        ("fetching it", evolve(command, argv=("cat", output))),
-    )
+    argv = ("sh", "-c", program) if isinstance(program, str) else program
+    command = Command(argv=argv, timeout=20.0, label="probe", env={"LC_ALL": "C"})
+    steps = [("recording", profiler.wrap(command, output))]
+    if isinstance(profiler, Finishing):
+        finish = evolve(profiler.finish(output), timeout=20.0)
+        steps.append(("reading what was recorded", finish))
+    steps.append(("fetching it", evolve(command, argv=("cat", output))))
     for name, step in steps:
         heard = _Heard()
         try:

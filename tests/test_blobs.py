@@ -190,8 +190,10 @@ def test_what_events_refer_to_is_known() -> None:
         expected: list[Any] = []
         for field in attrs.fields(cls):
             value = getattr(event, field.name)
-            if field.name in ("log", "stacks", "artifact", "harness"):
+            if field.name in ("log", "stacks", "harness"):
                 expected.append(value)
+            elif field.name == "artifacts":
+                expected.extend(value)
             elif PatchRef in get_args(field.type):
                 expected.extend(patch.digest for patch in value)
         assert list(referenced(event)) == expected

@@ -29,6 +29,7 @@ from aiopt.stats import (
     standard_error,
     upper_bound,
     walsh_averages,
+    wilson,
 )
 
 coarse = st.integers(-4, 4).map(float)
@@ -410,3 +411,16 @@ def test_the_standard_error_is_that_of_the_interval_or_of_the_spread() -> None:
     assert standard_error(few) == math.sqrt(math.pi / 3) * mad_sd(few) / math.sqrt(5)
     assert standard_error([0.3]) == standard_error([]) == math.inf
     assert standard_error([0.3] * 9) == 0.0
+
+
+@given(st.floats(0, 1), st.integers(1, 10**6))
+def test_wilson_holds_the_share_and_stays_within_0_and_1(share: float, n: int) -> None:
+    low, high = wilson(share, n)
+    assert 0 <= low <= high <= 1
+    assert low - 1e-12 <= share <= high + 1e-12
+    assert wilson(1 - share, n) == pytest.approx((1 - high, 1 - low), abs=1e-9)
+
+
+def test_wilson_is_that_of_the_books() -> None:
+    """Of 10 in 100: Agresti & Coull, The American Statistician 52 (1998) 119, by hand."""
+    assert wilson(0.1, 100) == pytest.approx((0.0552, 0.1744), abs=1e-4)
