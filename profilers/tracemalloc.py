@@ -55,7 +55,7 @@ def _aiopt_trace():
             "records": found,
             "left_out_bytes": sum(each.size for each in kept[most:]),
         }
-        name = "%%s.%%d.json" %% (_OUT, os.getpid())
+        name = "%%s.%%d.traced" %% (_OUT, os.getpid())
         with open(name, "w") as file:
             json.dump(result, file)
 
@@ -68,7 +68,7 @@ _aiopt_trace()
 _FINISH = """
 import glob, json, sys
 out = sys.argv[1]
-found = [open(name).read() for name in sorted(glob.glob(glob.escape(out) + ".*.json"))]
+found = [open(name).read() for name in sorted(glob.glob(glob.escape(out) + ".*.traced"))]
 if not found:
     sys.exit("no Python program ran to its end, or it ignores PYTHONPATH")
 open(out, "w").write(max(found, key=lambda text: json.loads(text)["peak_bytes"]))

@@ -239,7 +239,6 @@ async def _profilers(backend: Any) -> list[Check]:
         )
         try:
             async with backend.open(spec) as workspace:
-                await workspace.new_run("doctor")
                 for each in found:
                     checks.append(await _profiler(each.name, workspace))
         except AiOptError as error:
@@ -253,6 +252,7 @@ async def _profiler(name: str, workspace: Any) -> Check:
         profiler = plugins.load("profilers", name).plugin
     except AiOptError as error:
         return Check(name=where, status="note", detail=str(error))
+    await workspace.new_run(f"probe:{name}")
     unavailable = await probed(profiler, workspace)
     if unavailable is None:
         return Check(name=where, status="ok", detail="works here")
