@@ -83,7 +83,7 @@ def profile(
     wanted = _wanted(names, folder, settings.profile_with)
     check_lease(path)
     state = read_state(path) if path.is_file() else LogState()
-    resume = None if new else _latest(state, settings.environment)
+    resume = None if new else _latest(state, settings.environment, folder)
 
     async def work(campaign: Campaign) -> tuple[EvidenceRow, ...]:
         experiment = await campaign.profile(workload)
@@ -131,10 +131,21 @@ def _wanted(names: str | None, folder: Path, configured: tuple[str, ...] | None)
     return wanted
 
 
-def _latest(state: LogState, environment: str) -> str | None:
+def _latest(state: LogState, environment: str, folder: Path) -> str | None:
+    """The latest campaign that can go on; None to begin one."""
+    from aiopt.target import harness_digest, harness_files, load_target
+
+    digest = harness_digest(folder, harness_files(folder, load_target(folder)))
     for campaign in reversed(state.campaigns.values()):
         if campaign.started.environment == environment and not baseline_failed(campaign):
-            return campaign.stream
+            if campaign.started.target_digest == digest:
+                return campaign.stream
+            click.echo(
+                f"{short(campaign.stream)} was begun with another target.toml or harness, so the "
+                "unmodified source is profiled",
+                err=True,
+            )
+            return None
     return None
 
 
