@@ -18,7 +18,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import orjson
 from attrs import asdict
 
-from . import appending, experiments, replaying, trials
+from . import appending, experiments, parsing, replaying, trials
 from .measuring import Line, WrongWork
 from .places import Places, places
 
@@ -43,6 +43,7 @@ ROWS: Mapping[str, Row] = {
     "4": appending.growth,
     "replay": replaying.replay,
     "verify": replaying.verifying,
+    "parse": parsing.profiles,
     "5a": _not_built("5a", "re-score 1e6 x 10", "gemv in memory", 2.5, False),
     "5b": _not_built("5b", "re-score 1e6 x 10", "orjson + sum", 200, True),
     "6a": _not_built("6a", "MAP-Elites refold", "ribs GridArchive", 3, True),
