@@ -167,6 +167,8 @@ def _stack(line: str) -> tuple[str, int] | None:
     if not (number.isascii() and number.isdigit() and len(number) < 16):
         return None
     frames = text.rpartition('";')[2] if '";' in text else text
+    if frames.startswith("process ") and frames.endswith('"'):  # and no Python code in it
+        frames = ""
     if not int(number):
         return None
     return frames or "[unknown]", int(number)

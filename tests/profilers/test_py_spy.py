@@ -70,6 +70,9 @@ def test_the_process_is_no_frame() -> None:
     assert result.stacks.splitlines()[0] == "main (a.py:9) 4"
     assert "main (a.py:1);f (a.py:2) 3" in result.stacks
     assert result.scalars["self_share[f (a.py)]"].value == pytest.approx(3 / 7)
+    nested = PySpy().parse(contents(b'process 7:"a";process 8:"b c" 3\n' + text))
+    assert isinstance(nested, Measured)
+    assert "[unknown] 3" in nested.stacks.splitlines()
 
 
 def test_what_is_no_profile() -> None:
