@@ -9,7 +9,7 @@ from attrs import define, evolve, field
 from aiopt.errors import CommandTimeout
 from aiopt.protocols import Command, Finishing, NotAvailable, OutputStream, ProfileResult, Workspace
 
-__all__ = ["Recorder", "trial"]
+__all__ = ["Recorder", "asked", "trial"]
 
 
 class Recorder(Protocol):
@@ -43,26 +43,37 @@ async def trial(
 
     `fix` is the command that would install its tool.
     """
-    output, heard = "{run}/probe", _Heard()
+    output = "{run}/probe"
     argv = ("sh", "-c", program) if isinstance(program, str) else program
-    command = Command(argv=argv, timeout=20.0, label="probe", env={"LC_ALL": "C"})
-    steps = [("recording", profiler.wrap(command, output))]
+    command = Command(argv=argv, timeout=20.0, label="recording", env={"LC_ALL": "C"})
+    steps = [profiler.wrap(command, output)]
     if isinstance(profiler, Finishing):
-        finish = evolve(profiler.finish(output), timeout=20.0)
-        steps.append(("reading what was recorded", finish))
-    steps.append(("fetching it", evolve(command, argv=("cat", output))))
-    for name, step in steps:
-        heard = _Heard()
-        try:
-            done = await workspace.run(step, heard)
-        except CommandTimeout:
-            return NotAvailable(reason=f"{name} did not end within {step.timeout:g} s")
-        if done.exit_code == 127:
-            return NotAvailable(reason=heard.said or f"{step.argv[0]} is not there", fix=fix)
-        if not done.ok:
-            how = f"exit {done.exit_code}" if done.signal is None else f"signal {done.signal}"
-            return NotAvailable(reason=f"{name}: {how}: {heard.said}", fix=_trouble(heard.said))
-    return profiler.parse([BytesIO(bytes(heard.texts["stdout"]))])
+        finish = profiler.finish(output)
+        steps.append(evolve(finish, timeout=20.0, label="reading what was recorded"))
+    steps.append(evolve(command, argv=("cat", output), label="fetching it"))
+    profile = ""
+    for step in steps:
+        told = await asked(workspace, step, fix)
+        if isinstance(told, NotAvailable):
+            return told
+        profile = told
+    return profiler.parse([BytesIO(profile.encode(errors="surrogateescape"))])
+
+
+async def asked(workspace: Workspace, command: Command, fix: str) -> str | NotAvailable:
+    """What the command prints; or why there is no such command (`fix` installs it), or it fails."""
+    heard = _Heard()
+    try:
+        done = await workspace.run(command, heard)
+    except CommandTimeout:
+        return NotAvailable(reason=f"{command.label} did not end within {command.timeout:g} s")
+    if done.exit_code == 127:
+        return NotAvailable(reason=heard.said or f"{command.argv[0]} is not installed", fix=fix)
+    if not done.ok:
+        how = f"exit {done.exit_code}" if done.signal is None else f"signal {done.signal}"
+        said = f": {heard.said}" if heard.said else ""
+        return NotAvailable(reason=f"{command.label}: {how}{said}", fix=_trouble(heard.said))
+    return heard.texts["stdout"].decode(errors="surrogateescape")
 
 
 def _trouble(said: str) -> str:

@@ -14,7 +14,6 @@ from typing import Any, BinaryIO, cast
 
 from attrs import define, field, frozen
 
-from aiopt.errors import CommandTimeout
 from aiopt.events import Finding, Scalar
 from aiopt.protocols import (
     Command,
@@ -22,11 +21,11 @@ from aiopt.protocols import (
     Inconclusive,
     Measured,
     NotAvailable,
-    OutputStream,
     ProfileResult,
     Workspace,
 )
 
+from ._perf_trial import asked
 from ._reading import Lines, folded, shares
 
 __all__ = ["ClickHouse", "columns_sql", "cpu_stacks_sql", "memory_stacks_sql", "query_log_sql"]
@@ -258,12 +257,6 @@ def _unit(name: str) -> str:
     return units.get(name, ending if ending in ("seconds", "bytes", "queries") else "")
 
 
-@define
-class _Discard:
-    def write(self, stream: OutputStream, data: bytes) -> None:
-        """Nothing that the probe prints matters."""
-
-
 @frozen(kw_only=True)
 class ClickHouse:
     """Asks the profiled server for its query_log and trace_log when the workload is over.
@@ -284,17 +277,9 @@ class ClickHouse:
     """How many functions become findings, of CPU and of memory each."""
 
     async def probe(self, workspace: Workspace) -> NotAvailable | None:
-        asks = Command(argv=(self.client, "--version"), timeout=20.0, label="probe clickhouse")
-        try:
-            completed = await workspace.run(asks, _Discard())
-        except CommandTimeout:
-            return NotAvailable(reason=f"{self.client} --version did not end within 20 s")
-        if completed.ok:
-            return None
-        return NotAvailable(
-            reason=f"{self.client} --version: exit {completed.exit_code}",
-            fix="apt-get install clickhouse-client",
-        )
+        asks = Command(argv=(self.client, "--version"), timeout=20.0, label="clickhouse-client")
+        told = await asked(workspace, asks, "apt-get install clickhouse-client")
+        return told if isinstance(told, NotAvailable) else None
 
     def wrap(self, command: Command, output: str) -> Command:
         """The command itself: the server takes the profile."""

@@ -55,6 +55,7 @@ _WORTH_A_NOTE = 0.05
 # only the place of the run can tell. TERM reaches perf and the program: perf writes its file.
 _SCRIPT = """
 out=$0; perf=$1; graph=$2; limit=$3; shift 3
+command -v "$perf" >/dev/null || { echo "$perf is not installed" >&2; exit 127; }
 record() { "$perf" record -q -N --switch-events "$@"; }
 if record -c 1 -e sched:sched_switch --call-graph "$graph" -o "$out.trial" -- true \
     >/dev/null 2>&1

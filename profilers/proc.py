@@ -15,7 +15,6 @@ from typing import Any, BinaryIO, cast
 
 from attrs import define, evolve, field, frozen
 
-from aiopt.errors import CommandTimeout
 from aiopt.events import Scalar
 from aiopt.protocols import (
     Command,
@@ -23,11 +22,11 @@ from aiopt.protocols import (
     Inconclusive,
     Measured,
     NotAvailable,
-    OutputStream,
     ProfileResult,
     Workspace,
 )
 
+from ._perf_trial import asked
 from ._reading import Lines
 
 __all__ = ["Proc", "kilobytes", "schedstat", "unique_bytes"]
@@ -334,12 +333,6 @@ class _Run:
         return found
 
 
-@define
-class _Discard:
-    def write(self, stream: OutputStream, data: bytes) -> None:
-        """Nothing that the probe prints matters."""
-
-
 @frozen(kw_only=True)
 class Proc:
     """Polls /proc for the command and everything under it; costs about a percent or two.
@@ -355,21 +348,13 @@ class Proc:
     """Seconds between two looks; the first ones follow each other faster."""
 
     async def probe(self, workspace: Workspace) -> NotAvailable | None:
-        command = Command(argv=("true",), timeout=20.0, label="probe proc")
-        try:
-            completed = await workspace.run(self.wrap(command, "/dev/null"), _Discard())
-            if not completed.ok:
-                return NotAvailable(
-                    reason=f"the poller around `true`: exit {completed.exit_code}",
-                    fix="apt-get install python3",
-                )
-            has = Command(argv=("cat", "/proc/self/schedstat"), timeout=20.0, label="probe proc")
-            completed = await workspace.run(has, _Discard())
-        except CommandTimeout:
-            return NotAvailable(reason="the poller did not end on `true` within 20 s")
-        if not completed.ok:
-            return NotAvailable(reason="no /proc/self/schedstat: not Linux, or /proc is not there")
-        return None
+        poller = self.wrap(Command(argv=("true",), timeout=20.0, label="polling"), "/dev/null")
+        told = await asked(workspace, poller, "apt-get install python3")
+        if isinstance(told, NotAvailable):
+            return told
+        has = Command(argv=("cat", "/proc/self/schedstat"), timeout=20.0, label="reading /proc")
+        told = await asked(workspace, has, "")
+        return told if isinstance(told, NotAvailable) else None
 
     def wrap(self, command: Command, output: str) -> Command:
         poller = (self.python, "-I", "-S", "-c", _POLLER, output, f"{self.interval:g}")

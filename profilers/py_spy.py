@@ -33,6 +33,7 @@ _FIX = "pip install py-spy"
 _SCRIPT = """
 out=$0; tool=$1; beside=$2; rate=$3; more=$4; launcher=$5; shift 5
 command -v "$tool" >/dev/null || tool=$beside
+command -v "$tool" >/dev/null || { echo "py-spy is not installed" >&2; exit 127; }
 trap '' TERM
 printf %s "$launcher" >"$out.launcher"
 # shellcheck disable=SC2086

@@ -224,7 +224,10 @@ class _Machine:
         return Completed(exit_code=self._code, signal=None, usage=usage)
 
 
-@pytest.mark.parametrize(("code", "reason"), [(0, None), (127, "exit 127"), (None, "20 s")])
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [(0, None), (127, "clickhouse-client is not installed"), (210, "exit 210"), (None, "20 s")],
+)
 async def test_the_probe_wants_a_client(code: int | None, reason: str | None) -> None:
     answer = await ClickHouse().probe(cast(Any, _Machine(code)))
     assert (answer is None) == (reason is None)

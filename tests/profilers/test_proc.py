@@ -161,7 +161,11 @@ async def _probe(*missing: str) -> NotAvailable | None:
 
 async def test_the_probe_wants_a_poller_that_ends_and_proc() -> None:
     assert await _probe() is None
-    for missing, reason in (("python3", "127"), ("cat", "schedstat"), ("hangs", "20 s")):
+    for missing, reason in (
+        ("python3", "python3 is not installed"),
+        ("cat", "cat"),
+        ("hangs", "20 s"),
+    ):
         answer = await _probe(missing)
         assert answer is not None
         assert reason in answer.reason
