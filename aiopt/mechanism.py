@@ -20,6 +20,10 @@ from aiopt.stats import wilson
 __all__ = ["Profile", "check_claim", "cost_in", "matches"]
 
 _PLACE = re.compile(r"\s*\((?P<place>[^()]*)\)$")
+_CLONE = re.compile(
+    r"(?:\.(?:constprop|isra|part|cold|lto_priv|llvm|clone|specialized)(?:\.[0-9]+)*)+$"
+)
+"""What gcc and LLVM append to the names of copies of a function that they made themselves."""
 _MEMORY_UNITS = frozenset({"b", "kb", "kib", "mb", "mib", "gb", "gib", "bytes"})
 _Z = 1.959963984540054
 _SPREAD = 0.05
@@ -74,6 +78,7 @@ def matches(frame: str, function: str) -> bool:
         file, wanted = "", function
     if file and not (place and place["place"].partition(":")[0].endswith(file)):
         return False
+    name = _CLONE.sub("", name)
     bare = name.partition("(")[0].strip()
     return wanted in (name, bare) or bare.endswith((f".{wanted}", f"::{wanted}"))
 

@@ -1,129 +1,45 @@
-"""Instructions by function, counted by valgrind's callgrind (the format of valgrind 3.19)."""
+"""Instructions by function, counted by valgrind's callgrind."""
 
 from collections.abc import Sequence
 from typing import BinaryIO
 
-from attrs import define, evolve, field, frozen
+from attrs import evolve, frozen
 
-from aiopt.errors import CommandTimeout
 from aiopt.events import Finding, Scalar
-from aiopt.protocols import (
-    Command,
-    Failed,
-    Measured,
-    NotAvailable,
-    OutputStream,
-    ProfileResult,
-    Workspace,
-)
+from aiopt.protocols import Command, Failed, Measured, NotAvailable, ProfileResult, Workspace
 
-from ._reading import Lines, folded
+from ._callgrind_format import Process, processes
+from ._perf_trial import trial
+from ._reading import folded
 
 __all__ = ["Callgrind"]
 
-_EVENT = "Ir"
 _FIX = "apt-get install valgrind"
+_WORTH_A_NOTE = 0.01
 
-
-@define
-class _Discard:
-    def write(self, stream: OutputStream, data: bytes) -> None:
-        """Nothing that the probe prints matters."""
-
-
-@define
-class _Profile:
-    """Self cost by function of one file, and the totals that the file states."""
-
-    own: dict[str, int] = field(factory=dict)
-    names: dict[str, str] = field(factory=dict)
-    summaries: list[int] = field(factory=list)
-    totals: list[int] = field(factory=list)
-    event: int | None = None
-    positions: int = 1
-    unknown: int = 0
-
-    def read(self, file: BinaryIO) -> None:
-        function, inclusive = None, False
-        lines = Lines(file)
-        for line in lines:
-            if not line or line.startswith("#"):
-                continue
-            if line[0].isdigit() or line[0] in "+-*":
-                # The line after calls= is what the called function cost, not self cost.
-                if not inclusive:
-                    self._cost(function, line)
-                inclusive = False
-            elif line.startswith("fn="):
-                function = self._name(line[3:])
-            elif line.startswith("cfn="):
-                self._name(line[4:])
-            elif line.startswith("calls="):
-                inclusive = True
-            elif line.startswith("events:"):
-                events = line.split()[1:]
-                self.event = events.index(_EVENT) if _EVENT in events else None
-            elif line.startswith("positions:"):
-                self.positions = len(line.split()) - 1
-            elif line.startswith("summary:"):
-                self._stated(self.summaries, line)
-            elif line.startswith("totals:"):
-                self._stated(self.totals, line)
-            elif "=" not in line and ":" not in line:
-                self.unknown += 1
-        self.unknown += lines.too_long
-
-    def _name(self, text: str) -> str:
-        number, closed, name = text.partition(")")
-        if not closed or not number.startswith("("):
-            return text or "???"
-        if name.strip():
-            self.names[number] = name.strip()
-        return self.names.get(number, "???")
-
-    def _cost(self, function: str | None, line: str) -> None:
-        count = self._count(line.split()[self.positions :])
-        if function is None or count is None:
-            self.unknown += 1
-        else:
-            self.own[function] = self.own.get(function, 0) + count
-
-    def _stated(self, where: list[int], line: str) -> None:
-        count = self._count(line.split()[1:])
-        if count is None:
-            self.unknown += 1
-        else:
-            where.append(count)
-
-    def _count(self, columns: list[str]) -> int | None:
-        if self.event is None:
-            return None
-        # Trailing costs that are zero may be left out.
-        text = columns[self.event] if self.event < len(columns) else "0"
-        return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
-
-    def problem(self) -> str:
-        """Why this profile cannot be believed; empty if it can."""
-        counted = sum(self.own.values())
-        if self.event is None:
-            return f"no `events:` line with {_EVENT}"
-        if not counted:
-            return "no instructions were counted"
-        stated = [sum(each) for each in (self.summaries, self.totals) if each]
-        if not stated:
-            return "neither `summary:` nor `totals:`"
-        if any(each != counted for each in stated):
-            return f"self costs add up to {counted}, not to the stated {stated}"
-        return ""
+# A file for each process; without a process there is none, and that is what has to be seen.
+_JOIN = 'set -- "$0" "$0".process.*; [ -e "$2" ] || exit 0; out=$1; shift; cat "$@" >"$out"'
 
 
 @frozen(kw_only=True)
 class Callgrind:
-    """Counts instructions: 20 to 50 times slower, the same to the digit for one thread.
+    """Counts instructions: 20 to 50 times slower, and the same to the digit for a single thread.
 
-    The count also depends on argv[0], the size of the environment and what stdout is. It is blind
-    to cache misses, I/O and parallelism. Of several runs the mean is given, with the least and the
-    most as interval. A program that forks without exec overwrites its parent's profile.
+    Scalars: `instructions`; `instructions[function]`, its own, and `instructions_inclusive
+    [function]`, with what it calls, for the most expensive ones. Functions that call each other in
+    a circle are taken for one in the latter. Of several runs the mean is given, with the least and
+    the most as interval.
+
+    The counts also depend on the size of argv[0], of the environment and on what stdout is: those
+    of one environment of aiopt can be compared. They are blind to cache misses, I/O and
+    parallelism: a guard and a tie-breaker rather than an objective.
+
+    Every process below the command is counted by itself, and the one that executed most is the
+    program. Adding them up would count twice: a process that was forked has in its counts what its
+    parent executed before.
+
+    The stacks are single functions with their own instructions: there is a call graph, and no
+    stacks that it was made of.
     """
 
     valgrind: str = "valgrind"
@@ -131,50 +47,87 @@ class Callgrind:
     """How many functions become scalars and findings."""
 
     async def probe(self, workspace: Workspace) -> NotAvailable | None:
-        command = Command(argv=("true",), timeout=20.0, label="probe callgrind")
-        try:
-            completed = await workspace.run(self.wrap(command, "/dev/null"), _Discard())
-        except CommandTimeout:
-            return NotAvailable(reason="callgrind did not end on `true` within 20 s")
-        if completed.ok:
+        result = await trial(self, workspace, ("true",), _FIX)
+        if isinstance(result, Measured):
             return None
-        return NotAvailable(reason=f"callgrind of `true`: exit {completed.exit_code}", fix=_FIX)
+        if isinstance(result, NotAvailable):
+            return result
+        return NotAvailable(reason=f"of `true` it counted nothing: {result.reason}", fix=_FIX)
 
     def wrap(self, command: Command, output: str) -> Command:
-        prefix = (self.valgrind, "--tool=callgrind", f"--callgrind-out-file={output}")
-        return evolve(command, argv=(*prefix, *command.argv))
+        tool = (self.valgrind, "-q", "--tool=callgrind", "--trace-children=yes")
+        out = f"--callgrind-out-file={output}.process.%p"
+        return evolve(command, argv=(*tool, out, *command.argv))
+
+    def finish(self, output: str) -> Command:
+        return Command(argv=("sh", "-c", _JOIN, output), timeout=60.0, label="callgrind")
 
     def parse(self, profiles: Sequence[BinaryIO]) -> ProfileResult:
+        """A file is what one run left, of one process or of several."""
         if not profiles:
             return Failed(reason="no callgrind profile was written")
-        own: dict[str, int] = {}
-        sums, unknown = [], 0
+        runs: list[Process] = []
+        notes: list[str] = []
         for number, file in enumerate(profiles, 1):
-            profile = _Profile()
-            profile.read(file)
-            if problem := profile.problem():
+            found, unknown = processes(file)
+            if unknown:
+                notes.append(f"{unknown} lines of profile {number} were not understood")
+            if not found:
+                return Failed(reason=f"profile {number}: no `events:` line with Ir")
+            largest = max(found, key=lambda process: process.instructions)
+            if problem := largest.problem():
                 return Failed(reason=f"profile {number}: {problem}")
-            for name, count in profile.own.items():
-                own[name] = own.get(name, 0) + count
-            sums.append(sum(profile.own.values()))
-            unknown += profile.unknown
-        runs = len(sums)
-        total = sum(sums) / runs
+            others = sum(process.instructions for process in found) - largest.instructions
+            if others > _WORTH_A_NOTE * largest.instructions:
+                notes.append(
+                    f"run {number} had {len(found) - 1} other processes; they executed "
+                    f"{others:,} instructions, which are left out"
+                )
+            runs.append(largest)
+        return self._measured(runs, notes)
+
+    def _measured(self, runs: list[Process], notes: list[str]) -> Measured:
+        sums = [run.instructions for run in runs]
+        total = sum(sums) / len(sums)
+        own, inclusive = _mean([run.own for run in runs]), _mean([r.inclusive() for r in runs])
         scalars = {
             "instructions": Scalar(
                 value=total, unit="instructions", low=float(min(sums)), high=float(max(sums))
             )
         }
         findings = []
-        for name, count in sorted(own.items(), key=lambda each: (-each[1], each[0]))[: self.top]:
-            scalar = Scalar(value=count / runs, unit="instructions")
+        for name in _largest(own, self.top):
+            scalar = _of_runs([run.own.get(name, 0) for run in runs])
             scalars[f"instructions[{name}]"] = scalar
-            share = f"{count / runs / total:.1%} of all instructions, its own"
-            findings.append(Finding(where=name, what="instructions", scalar=scalar, detail=share))
+            places = (run.files[name] for run in runs if name in run.files)
+            file = next((f"in {place.rpartition('/')[2]}; " for place in places), "")
+            with_calls = f"{inclusive[name] / total:.1%} with what it calls"
+            detail = f"{file}{own[name] / total:.1%} of all instructions itself, {with_calls}"
+            finding = Finding(where=name, what="instructions", scalar=scalar, detail=detail)
+            findings.append(finding)
+        for name in _largest(inclusive, self.top):
+            scalars[f"instructions_inclusive[{name}]"] = Scalar(
+                value=inclusive[name], unit="instructions"
+            )
         return Measured(
             scalars=scalars,
-            stacks=folded({name.replace(";", ":"): count / runs for name, count in own.items()}),
+            stacks=folded({name.replace(";", ":"): count for name, count in own.items()}),
             stacks_unit="instructions",
-            findings=tuple(findings),
-            notes=(f"{unknown} lines were not understood",) if unknown else (),
+            findings=tuple(findings[:30]),
+            notes=tuple(notes),
         )
+
+
+def _of_runs(counts: list[int]) -> Scalar:
+    value = sum(counts) / len(counts)
+    low, high = float(min(counts)), float(max(counts))
+    return Scalar(value=value, unit="instructions", low=low, high=high)
+
+
+def _mean(runs: list[dict[str, int]]) -> dict[str, float]:
+    names = dict.fromkeys(name for run in runs for name in run)
+    return {name: sum(run.get(name, 0) for run in runs) / len(runs) for name in names}
+
+
+def _largest(weights: dict[str, float], count: int) -> list[str]:
+    return sorted(weights, key=lambda name: (-weights[name], name))[:count]
