@@ -48,7 +48,7 @@ def test_the_figures_are_those_of_callgrind_annotate() -> None:
         assert value(result, f"instructions[{name}]") == own
     assert {each.where for each in result.findings[:5]} == counts.keys()
     assert sum(int(line.rsplit(" ", 1)[1]) for line in result.stacks.splitlines()) == 56_531_563
-    assert result.findings[0].detail.startswith("in det.c; ")
+    assert result.findings[0].detail.startswith("in msort.c; ")
     # As the file says of the one call of it: 11 instructions of its own, 56411235 of the call.
     assert value(result, "instructions_inclusive[(below main)]") >= 11 + 56_411_235
 
