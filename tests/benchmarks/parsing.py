@@ -13,6 +13,8 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from aiopt.profilers.jemalloc import Jemalloc
+
 from .measuring import Cost, Line, Rounds, WrongWork, ratio, turns
 from .places import Places
 
@@ -31,6 +33,7 @@ def profiles(places: Places, quick: bool) -> Iterator[Line]:
     folder.mkdir()
     yield from _perf(folder, quick)
     yield from _callgrind(folder, quick)
+    yield from _jemalloc(folder, quick)
 
 
 def _perf(folder: Path, quick: bool) -> Iterator[Line]:
@@ -78,6 +81,25 @@ def _callgrind(folder: Path, quick: bool) -> Iterator[Line]:
     yield from _compared("parse callgrind", size, "callgrind_annotate", sides, folder, quick)
 
 
+def _jemalloc(folder: Path, quick: bool) -> Iterator[Line]:
+    what = "heap dump with symbols to folded stacks"
+    conf = f"prof:true,prof_final:true,prof_accum:true,lg_prof_sample:{12 if quick else 6}"
+    file = folder / "j"
+    preload = ["env", "LD_PRELOAD=libjemalloc.so.2", f"MALLOC_CONF={conf},prof_prefix:j.mine"]
+    program = ["PYTHONMALLOC=malloc", sys.executable, "-c", _PROGRAM % 5_000]
+    made = _made(folder, [*preload, *program]) and _made(folder, Jemalloc().finish(str(file)).argv)
+    if shutil.which("jeprof") is None or not made:
+        yield Line(row="parse jemalloc", what=what, beside="jeprof", status="not installed")
+        return
+    size = f"{file.stat().st_size / 1e6:.1f} MB of {what}"
+    sides = {
+        "ours": _ours("jemalloc", file),
+        "whole": _command("jemalloc", file),
+        "other": ["jeprof", "--collapsed", str(file)],
+    }
+    yield from _compared("parse jemalloc", size, "jeprof", sides, folder, quick)
+
+
 def _made(folder: Path, command: Sequence[str]) -> bool:
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, env=_environment())
@@ -90,7 +112,11 @@ def _environment() -> Mapping[str, str]:
     return {**os.environ, "LC_ALL": "C", "PYTHONHASHSEED": "0"}
 
 
-_CLASSES = {"perf": "perf:Perf", "callgrind": "callgrind:Callgrind"}
+_CLASSES = {
+    "perf": "perf:Perf",
+    "callgrind": "callgrind:Callgrind",
+    "jemalloc": "jemalloc:Jemalloc",
+}
 _PARSE = (
     "import sys; from aiopt.profilers.{module} import {name};"
     " file = sys.stdin.buffer if sys.argv[1] == '-' else open(sys.argv[1], 'rb');"
