@@ -1,6 +1,7 @@
-"""The records of coz profiles: tab separated text (0.2.2) and JSON Lines (0.2.4 and later).
+"""The records of coz profiles: tab separated text (0.2.2, BCOZ) and JSON Lines (0.2.4 and later).
 
-Both are read line by line, for a file may hold runs of both. Times are nanoseconds.
+All are read line by line, for a file may hold runs of several. Times are nanoseconds. Before the
+profiles there may be lines of ours, see `_coz_launch`.
 """
 
 from collections import Counter
@@ -10,9 +11,10 @@ from typing import Any, BinaryIO
 import orjson
 from attrs import define, field, frozen
 
+from ._coz_launch import END
 from ._reading import Lines
 
-__all__ = ["Experiment", "Profile", "Visits"]
+__all__ = ["Experiment", "Profile", "Program", "Visits"]
 
 MAX_EXPERIMENTS = 100_000
 """About 14 hours of profiling; what is beyond is counted and passed over."""
@@ -21,6 +23,8 @@ MAX_NAMES = 20_000
 MAX_NAME = 4096
 MAX_POINTS = 64
 """Progress points of one experiment."""
+
+MAX_PROGRAMS = 100
 
 END_TO_END = "end-to-end"
 """Name of the point that coz adds in its end-to-end mode."""
@@ -47,6 +51,9 @@ class Experiment:
     duration: int
     """Nanoseconds without the delays that coz inserted."""
     selected_samples: int
+    """Of one millisecond each, of CPU time; of BCOZ also of time off the CPU."""
+    delay: int = 0
+    """What BCOZ inserted, in nanoseconds; may be below zero."""
     points: dict[tuple[str, bool], Visits] = field(factory=dict)
     """By name, and whether it is a latency point."""
 
@@ -58,6 +65,14 @@ class Experiment:
     @property
     def of_coz_itself(self) -> bool:
         return "/coz.h:" in self.line
+
+
+@frozen
+class Program:
+    """An executable that ran, and why coz could not read it, if so."""
+
+    path: str
+    problem: str = ""
 
 
 @define
@@ -91,11 +106,25 @@ class Profile:
     beyond: int = 0
     """Experiments beyond `MAX_EXPERIMENTS`."""
     read: int = 0
-    """Bytes or not: lines of any kind."""
+    """Lines of any kind, without those of ours."""
+    programs: dict[Program, None] = field(factory=dict)
+    """That have progress points, in order."""
+    others: dict[Program, None] = field(factory=dict)
+    launched: bool = False
+    """Whether there are lines of ours."""
+    ran: int = 0
+    """Nanoseconds that the profiled processes had a CPU, of all threads."""
+    waited: int = 0
+    """Nanoseconds that they waited for one."""
     _names: dict[str, str] = field(factory=dict)
     _segment: _Segment | None = None
     _current: Experiment | None = None
     _held: int = 0
+
+    @property
+    def cpu_share(self) -> float | None:
+        """Of the time that the threads could run, how much of it they did."""
+        return self.ran / (self.ran + self.waited) if self.ran else None
 
     def add(self, file: BinaryIO) -> None:
         """Read one file; repeated runs may have been appended to it."""
@@ -122,8 +151,11 @@ class Profile:
     def _line(self, line: str) -> None:
         if not line.strip():
             return
-        self.read += 1
         kind, fields = _fields(line)
+        if kind.startswith("aiopt-"):
+            self.ignored += not self._beside(kind, fields)
+            return
+        self.read += 1
         if kind == "startup":
             self._finish()
             self._segment = _Segment()
@@ -146,6 +178,25 @@ class Profile:
             understood = False
         self.ignored += not understood
 
+    def _beside(self, kind: str, fields: Fields) -> bool:
+        """A line of ours."""
+        self.launched = True
+        if kind == END:
+            self._finish()
+            return True
+        if kind == "aiopt-load":
+            ran, waited = _whole(fields.get("ran")), _whole(fields.get("waited"))
+            self.ran += ran or 0
+            self.waited += waited or 0
+            return ran is not None and waited is not None
+        path, problem = self._name(fields.get("path")), fields.get("problem")
+        if path is None or not isinstance(problem, str) or len(problem) > MAX_NAME:
+            return False
+        found = self.programs if kind == "aiopt-program" else self.others
+        if len(found) < MAX_PROGRAMS:
+            found[Program(path, problem)] = None
+        return True
+
     def _experiment(self, segment: _Segment, fields: Fields) -> bool:
         # Whatever it holds, what follows does not belong to the experiment before it, and a
         # runtime record before it was one in mid-run, which counts from a wrong start.
@@ -159,7 +210,8 @@ class Profile:
             return True
         self._held += 1
         selected = _whole(fields.get("selected-samples")) or 0
-        self._current = Experiment(line, percent, duration, selected)
+        delay = _signed(fields.get("delay")) or 0
+        self._current = Experiment(line, percent, duration, selected, delay)
         segment.experiments.append(self._current)
         return True
 
@@ -245,6 +297,13 @@ def _whole(value: object) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 64:
         return None
     return value
+
+
+def _signed(value: object) -> int | None:
+    if isinstance(value, str) and value.startswith("-"):
+        size = _whole(value[1:])
+        return None if size is None else -size
+    return _whole(value)
 
 
 def _percent(value: object) -> int | None:

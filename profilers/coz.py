@@ -4,106 +4,75 @@ For programs in C, C++ and Rust with progress points (coz.h), built with `-g -gd
 -gno-variable-location-views -fno-omit-frame-pointer`, and linked dynamically.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import BinaryIO
 
-from attrs import define, evolve, frozen
+from attrs import frozen
 
-from aiopt.errors import CommandTimeout
-from aiopt.events import Finding, Scalar
+from aiopt.events import Scalar
 from aiopt.protocols import (
     Command,
     Failed,
     Inconclusive,
     Measured,
     NotAvailable,
-    OutputStream,
     ProfileResult,
     Workspace,
 )
 
-from ._coz_curve import Class, Curve, curve, discoveries
-from ._coz_records import Profile
+from ._coz_launch import gathered, launched
+from ._coz_lines import Line, lines_of, short_names
+from ._coz_records import Profile, Program
+from ._perf_trial import trial
 from ._reading import folded
 
 __all__ = ["Coz"]
 
-_FIX = "apt-get install coz-profiler; sysctl kernel.perf_event_paranoid=2"
-_FLAGS = "-g -gdwarf-4 -gno-variable-location-views"
-_WARN_PHASE = 0.7
-_ORDER: tuple[Class, ...] = ("opportunity", "contention", "negligible", "inconclusive")
+_FIX = "apt-get install coz-profiler gcc libc6-dev; sysctl kernel.perf_event_paranoid=2"
+_FLAGS = "-g -gdwarf-4 -gno-variable-location-views -fno-omit-frame-pointer"
+_REBUILD = f"build with CFLAGS='{_FLAGS}' (the same in CXXFLAGS)"
+_PROBLEMS = {
+    "dwarf-5": (
+        "its debug information is DWARF 5, on which coz 0.2.2 aborts, so it ran without coz",
+        _REBUILD,
+    ),
+    "location-views": (
+        "coz 0.2.2 cannot read the variable location views in its debug information",
+        _REBUILD,
+    ),
+    "no-debug-info": ("it has no debug information", f"{_REBUILD}, and do not strip it"),
+    "static": (
+        "it is linked statically, and coz has to be loaded with it",
+        "link it without -static",
+    ),
+}
 
-
-@define
-class _Tail:
-    """The end of what the probe prints."""
-
-    text: bytes = b""
-
-    def write(self, stream: OutputStream, data: bytes) -> None:
-        self.text = (self.text + data)[-10_000:]
-
-
-@frozen(kw_only=True)
-class _Line:
-    """A line of code seen from one progress point."""
-
-    line: str
-    point: str
-    latency: bool
-    curve: Curve
-    phase: float | None
-    kind: Class
-
-    @property
-    def rank(self) -> tuple[int, float, str, str]:
-        return _ORDER.index(self.kind), -abs(self.curve.slope or 0.0), self.line, self.point
-
-    @property
-    def slope(self) -> Scalar:
-        found = self.curve
-        return Scalar(value=found.slope or 0.0, unit="ratio", low=found.low, high=found.high)
-
-    def scalars(self) -> dict[str, Scalar]:
-        """By name; of a line without a slope there is nothing but the count."""
-        prefix = "latency_" if self.latency else ""
-        where = f"[{self.line},{self.point}]"
-        found = self.curve
-        count = float(found.baseline + found.others)
-        scalars = {f"{prefix}experiments{where}": Scalar(value=count, unit="experiments")}
-        if found.slope is None:
-            return scalars
-        scalars[f"{prefix}slope{where}"] = self.slope
-        numbers: dict[str, float | None] = {
-            "area": found.area,
-            "impact": found.impact,
-            "max_speedup": found.max_speedup,
-            "saturation": found.saturation,
-            "phase_factor": self.phase,
-        }
-        if not found.too_few:
-            numbers["p"] = min(found.p_better, found.p_worse)
-        for name, value in numbers.items():
-            if value is not None:
-                scalars[f"{prefix}{name}{where}"] = Scalar(value=value, unit="ratio")
-        return scalars
-
-    def finding(self) -> Finding:
-        found = self.curve
-        parts = [f"{'latency' if self.latency else 'throughput'} of {self.point}"]
-        if found.too_few:
-            parts.append(f"too few: {found.too_few}")
-        else:
-            if self.kind == "inconclusive":
-                parts.append("too wide")
-            parts.append(f"p = {min(found.p_better, found.p_worse):.4f}")
-            parts.append(f"at most {found.max_speedup:.1%} seen (biased upwards)")
-        if self.kind == "opportunity" and found.saturation is not None:
-            parts.append(f"90 % of it at a speed-up of {found.saturation:.0%}")
-        if self.phase is not None:
-            warning = ", so the whole run gains less" if self.phase < _WARN_PHASE else ""
-            parts.append(f"phase factor {self.phase:.2f}{warning}")
-        return Finding(where=self.line, what=self.kind, scalar=self.slope, detail="; ".join(parts))
+# A program with a progress point that runs for two experiments, of which the last does not count.
+_TRIAL = r"""
+cc -g -gdwarf-4 -gno-variable-location-views -fno-omit-frame-pointer -x c - -o "$0" -ldl <<'END'
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <time.h>
+int main(void) {
+    struct counter { unsigned long count, backoff; } *(*get)(int, const char *), *counter = 0;
+    *(void **)&get = dlsym(RTLD_DEFAULT, "_coz_get_counter");
+    if (get) counter = get(1, "round");
+    struct timespec begun, now;
+    clock_gettime(CLOCK_MONOTONIC, &begun);
+    do {
+        for (volatile int i = 0; i < 100000; i++) ;
+        if (counter) __atomic_add_fetch(&counter->count, 1, __ATOMIC_RELAXED);
+        clock_gettime(CLOCK_MONOTONIC, &now);
+    } while (now.tv_sec - begun.tv_sec + (now.tv_nsec - begun.tv_nsec) / 1e9 < 1.2);
+    return 0;
+}
+END
+[ $? = 0 ] || exit 1
+"$0" 2>"$0.said" && exit
+code=$?
+tail -n 3 "$0.said" >&2
+exit $code
+"""
 
 
 @frozen(kw_only=True)
@@ -111,14 +80,36 @@ class Coz:
     """Slows everything else down to see what speeding up one line would bring.
 
     About 2 experiments a second: a minute for a few lines. On a busy machine it sees nothing. A
-    good progress point is visited 20 to 2000 times a second.
+    good progress point is visited 20 to 2000 times a second. All processes below the command are
+    profiled whose executable has progress points, also where a script starts them.
+
+    Scalars, each for a line and a progress point; ratios are shares of the program's time:
+    `experiments[line,point]`; `slope`, what a line that takes no time saves, by the best linear
+    fit, with an interval; `p`, of a randomisation test; `max_speedup`, biased upwards;
+    `area` and `impact`, mean savings; `saturation`, the smallest speed-up with 90 % of the saving;
+    `phase_factor`, how much of the run the line's phase takes; `work_per_visit`, milliseconds of
+    CPU time in the line for each visit. Of a latency point `latency_slope` and so on. Where only
+    the number of experiments is given, they were too few. `cpu_share` is the share of the time
+    that the program's threads could run and did.
+
+    Several runs are pooled: all experiments of a line count alike, whatever run they are of.
     """
 
     coz: str = "coz"
+    runs: int = 3
+    """How many runs of the workload are pooled."""
     source_scope: tuple[str, ...] = ()
     """Patterns of source files to look at, with `%` as wildcard; fewer lines, surer answers."""
     binary_scope: tuple[str, ...] = ()
-    """Patterns of executables and libraries, beside the program itself."""
+    """Patterns of executables and libraries, instead of the program itself (`MAIN`)."""
+    fixed_line: str = ""
+    """`file:line` that gets all experiments."""
+    program: str = ""
+    """Pattern of the path of the executable, with `*` as wildcard, if not the one that has progress
+    points in it: for those whose progress points are in a library."""
+    least_cpu_share: float = 0.9
+    """Of the time that the program's threads could run, how much they must have run: else the
+    machine was too busy, or the program has more threads than there are CPUs."""
     seed: int = 20150
     """Of the bootstrap and of the shuffles."""
     replicates: int = 2000
@@ -127,42 +118,45 @@ class Coz:
     """How many lines become scalars and findings."""
 
     async def probe(self, workspace: Workspace) -> NotAvailable | None:
-        command = Command(argv=("true",), timeout=20.0, label="probe coz")
-        bare, tail = Coz(coz=self.coz), _Tail()
-        try:
-            completed = await workspace.run(bare.wrap(command, "/dev/null"), tail)
-        except CommandTimeout:
-            return NotAvailable(reason="coz did not end on `true` within 20 s")
-        # `true` has no debug information, which is an error from coz 0.2.5 on.
-        if completed.ok or b"Debug information was not found" in tail.text:
+        program = ("sh", "-c", _TRIAL, "{run}/probe.program")
+        result = await trial(_Trial(Coz(coz=self.coz)), workspace, program, _FIX)
+        if isinstance(result, Measured):
             return None
-        return NotAvailable(reason=f"coz of `true`: exit {completed.exit_code}", fix=_FIX)
+        if isinstance(result, NotAvailable):
+            return result
+        return NotAvailable(reason=f"of a loop it saw nothing: {result.reason}", fix=_FIX)
 
     def wrap(self, command: Command, output: str) -> Command:
-        scopes = [each for scope in self.source_scope for each in ("--source-scope", scope)]
-        scopes += [each for scope in self.binary_scope for each in ("--binary-scope", scope)]
-        prefix = (self.coz, "run", "-o", output, *scopes, "---")
-        return evolve(command, argv=(*prefix, *command.argv))
+        return launched(command, self.coz, self._options(), self.program, output)
+
+    def finish(self, output: str) -> Command:
+        """See `aiopt.protocols.Finishing`."""
+        return gathered(output)
 
     def parse(self, profiles: Sequence[BinaryIO]) -> ProfileResult:
-        profile = Profile()
-        for file in profiles:
-            profile.add(file)
-        if not profile.read:
-            return Failed(
-                reason="no coz profile was written: the program crashed, is linked statically, "
-                "or did not start"
-            )
-        if not profile.runs or profile.ignored >= profile.read:
-            return Failed(reason=f"no coz profile: none of {profile.read} lines was understood")
+        profile = _read(profiles)
         if not profile.experiments:
-            return Inconclusive(reason=f"no experiments: {_cause(profile)}")
-        name = _names({*(each.line for each in profile.experiments), *profile.samples})
-        lines = self._lines(profile, name)
+            return _nothing(profile)
+        share = profile.cpu_share
+        if share is not None and share < self.least_cpu_share:
+            return Inconclusive(
+                reason=f"host busy: the program ran in {share:.0%} of the time that its threads "
+                f"could run ({self.least_cpu_share:.0%} needed); free the machine, or start fewer "
+                "threads than it has CPUs"
+            )
+        name = short_names({*(each.line for each in profile.experiments), *profile.samples})
+        lines = lines_of(
+            profile,
+            name,
+            self._meaning,
+            seed=self.seed,
+            replicates=self.replicates,
+            shuffles=self.shuffles,
+        )
         if all(each.kind == "inconclusive" for each in lines):
             return Inconclusive(reason=_why(lines))
         told = lines[: self.top]
-        scalars: dict[str, Scalar] = {}
+        scalars = self._whole(profile)
         for each in told:
             scalars |= each.scalars()
         notes = [*_notes(profile), self._how()]
@@ -171,71 +165,83 @@ class Coz:
         return Measured(
             scalars=scalars,
             stacks=folded({name[each].replace(";", ":"): n for each, n in profile.samples.items()}),
-            findings=tuple(each.finding() for each in told),
+            findings=tuple(each.finding() for each in told[:30]),
             notes=tuple(notes),
         )
+
+    def _whole(self, profile: Profile) -> dict[str, Scalar]:
+        """Scalars of no single line."""
+        share = profile.cpu_share
+        return {} if share is None else {"cpu_share": Scalar(value=share, unit="ratio")}
+
+    def _options(self) -> tuple[str, ...]:
+        """Of `coz run`."""
+        scopes = [each for scope in self.source_scope for each in ("--source-scope", scope)]
+        scopes += [each for scope in self.binary_scope for each in ("--binary-scope", scope)]
+        return (*scopes, *(("--fixed-line", self.fixed_line) if self.fixed_line else ()))
+
+    def _meaning(self, line: str) -> str:
+        """What the name of a line stands for, where that is no place in the code."""
+        return ""
 
     def _how(self) -> str:
         return (
             f"intervals by {self.replicates} bootstrap replicates, p by {self.shuffles} shuffles, "
-            f"seed {self.seed}; how busy the machine was is not in a coz profile"
+            f"seed {self.seed}"
         )
 
-    def _lines(self, profile: Profile, name: Mapping[str, str]) -> list[_Line]:
-        """What every line and progress point says, most important first."""
-        visits: dict[tuple[str, str, bool], list[tuple[int, float, int]]] = {}
-        for each in profile.experiments:
-            for (point, latency), seen in each.points.items():
-                row = (each.percent, seen.cost, seen.count)
-                visits.setdefault((each.line, point, latency), []).append(row)
-        chance = {"seed": self.seed, "replicates": self.replicates, "shuffles": self.shuffles}
-        curves = {key: curve(rows, **chance) for key, rows in visits.items()}
-        level = discoveries(list(curves.values()))
-        phases = _phases(profile)
-        lines = [
-            _Line(
-                line=name[line],
-                point=point,
-                latency=latency,
-                curve=found,
-                phase=phases.get(line),
-                kind=found.classify(level),
-            )
-            for (line, point, latency), found in curves.items()
-        ]
-        return sorted(lines, key=lambda each: each.rank)
+
+@frozen
+class _Trial:
+    """Whether a short run has an experiment at all; see `_perf_trial.Recorder`."""
+
+    profiler: Coz
+
+    def wrap(self, command: Command, output: str) -> Command:
+        return self.profiler.wrap(command, output)
+
+    def finish(self, output: str) -> Command:
+        return self.profiler.finish(output)
+
+    def parse(self, profiles: Sequence[BinaryIO]) -> ProfileResult:
+        profile = _read(profiles)
+        return Measured(scalars={}) if profile.experiments else _nothing(profile)
 
 
-def _phases(profile: Profile) -> dict[str, float]:
-    """By line: how much of the run its phase takes, at most 1, as far as samples tell.
-
-    Its samples per time of the whole run, over those in its experiments without a speed-up.
-    """
-    selected: dict[str, tuple[int, int]] = {}
-    for each in profile.experiments:
-        if each.percent == 0:
-            samples, duration = selected.get(each.line, (0, 0))
-            selected[each.line] = samples + each.selected_samples, duration + each.duration
-    factors = {}
-    for line, (samples, duration) in selected.items():
-        overall = profile.samples_in_runtime.get(line, 0)
-        if samples and overall and profile.runtime:
-            factors[line] = min(1.0, (overall / profile.runtime) / (samples / duration))
-    return factors
+def _read(profiles: Sequence[BinaryIO]) -> Profile:
+    profile = Profile()
+    for file in profiles:
+        profile.add(file)
+    return profile
 
 
-def _names(lines: Iterable[str]) -> dict[str, str]:
-    """Short names, `file:line`; the whole path where two files have the same name."""
-    files: dict[str, set[str]] = {}
-    for line in (lines := list(lines)):
-        path = line.rpartition(":")[0]
-        files.setdefault(path.rpartition("/")[2], set()).add(path)
-    return {
-        line: line.rpartition("/")[2]
-        if len(files[line.rpartition(":")[0].rpartition("/")[2]]) == 1
-        else line
-        for line in lines
-    }
+def _nothing(profile: Profile) -> ProfileResult:
+    """Why there are no experiments."""
+    broken = [each for each in profile.programs if each.problem in _PROBLEMS]
+    if broken and not profile.samples:
+        why, fix = _PROBLEMS[broken[0].problem]
+        return NotAvailable(reason=f"{broken[0].path}: {why}", fix=fix)
+    if not profile.read and profile.launched and not profile.programs:
+        seen = f" ({_listed(profile.others)})" if profile.others else ""
+        return NotAvailable(
+            reason=f"no program was started that has a progress point{seen}",
+            fix='write COZ_PROGRESS_NAMED("name") of coz.h where a unit of work is done',
+        )
+    if not profile.read and profile.programs:
+        return Failed(reason=f"coz wrote nothing of {_listed(profile.programs)}: did it crash?")
+    if not profile.read:
+        return Failed(
+            reason="no coz profile was written: the program crashed, is linked statically, "
+            "or did not start"
+        )
+    if not profile.runs or profile.ignored >= profile.read:
+        return Failed(reason=f"no coz profile: none of {profile.read} lines was understood")
+    return Inconclusive(reason=f"no experiments: {_cause(profile)}")
+
+
+def _listed(programs: Sequence[Program] | dict[Program, None]) -> str:
+    names = list(dict.fromkeys(each.path.rpartition("/")[2] for each in programs))
+    return ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
 
 
 def _cause(profile: Profile) -> str:
@@ -254,7 +260,7 @@ def _cause(profile: Profile) -> str:
     )
 
 
-def _why(lines: Sequence[_Line]) -> str:
+def _why(lines: Sequence[Line]) -> str:
     """Why no line says anything."""
     if not lines:
         return "no experiment has a progress point"
@@ -281,7 +287,7 @@ def _notes(profile: Profile) -> list[str]:
     notes = []
     if profile.rejected:
         listed = sorted(profile.rejected.items())
-        name = _names(line for (line, _), _ in listed)
+        name = short_names(line for (line, _), _ in listed)
         where = ", ".join(f"{name[line]} at {at} %: {n}" for (line, at), n in listed[:10])
         more = ", …" if len(listed) > 10 else ""
         count = sum(profile.rejected.values())
@@ -292,4 +298,9 @@ def _notes(profile: Profile) -> list[str]:
         notes.append(f"{profile.beyond} experiments beyond the limit were not read")
     if profile.ignored:
         notes.append(f"{profile.ignored} lines were not understood")
+    for each in profile.programs:
+        if each.problem in _PROBLEMS:
+            notes.append(f"{each.path}: {_PROBLEMS[each.problem][0]}")
+    if profile.cpu_share is None:
+        notes.append("how busy the machine was is not in this profile")
     return notes

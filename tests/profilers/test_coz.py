@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from aiopt.profilers.coz import Coz
-from aiopt.protocols import Command, Failed, Inconclusive, Measured, ProfileResult
+from aiopt.protocols import (
+    Command,
+    Failed,
+    Finishing,
+    Inconclusive,
+    Measured,
+    ProfileResult,
+    Repeating,
+)
 
 from .hostile import check_total, contents
 
@@ -245,8 +253,12 @@ def test_numbers_do_not_depend_on_chance() -> None:
 
 
 def test_the_command_runs_under_coz() -> None:
-    wrapped = Coz(source_scope=("%a.c",)).wrap(Command(argv=("./a", "1")), "/o/p")
-    assert wrapped.argv == (
-        *("coz", "run", "-o", "/o/p", "--source-scope", "%a.c", "---"),
-        *("./a", "1"),
+    profiler = Coz(source_scope=("%a.c",), binary_scope=("MAIN", "%liba%"), fixed_line="a.c:9")
+    wrapped = profiler.wrap(Command(argv=("./a", "1")), "/o/p")
+    options = (
+        *("run", "-o", "/o/p.profile", "--source-scope", "%a.c", "--binary-scope", "MAIN"),
+        *("--binary-scope", "%liba%", "--fixed-line", "a.c:9", "---", "./a", "1"),
     )
+    assert wrapped.argv[-len(options) :] == options
+    assert isinstance(profiler, Finishing)
+    assert isinstance(profiler, Repeating)
