@@ -51,6 +51,10 @@ _ENDINGS = {
     "_bytes": "bytes",
     "ops_per_sec": "1/s",
     "micros_per_op": "us",
+    "mb_per_sec": "MB/s",
+    "_gb": "GB",
+    "_ratio": "ratio",
+    "_percent": "%",
 }
 
 

@@ -12,14 +12,17 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal
 
 from attrs import frozen
 
+from aiopt.criterion import criterion
+from aiopt.db_bench import db_bench
 from aiopt.errors import ConfigError
+from aiopt.found import Found, Parser, Problem
 
 __all__ = [
     "FORMATS",
@@ -28,6 +31,8 @@ __all__ = [
     "Parsed",
     "Parser",
     "Problem",
+    "criterion",
+    "db_bench",
     "google_benchmark",
     "hyperfine",
     "json_lines",
@@ -42,39 +47,6 @@ MetricKind = Literal["number", "digest"]
 
 
 @frozen
-class Found:
-    """One value that a parser came across."""
-
-    metric: str
-    value: float | str
-    """A number, or the text as it was printed."""
-    line: int | None = None
-    """Counted from 1; None where the format has no useful lines."""
-    declared: bool = True
-    """Whether the output says that this is a metric. If not, it may be text of another purpose that
-    looks like one, and only matters when it is a number, or wanted."""
-
-
-@frozen
-class Problem:
-    """One thing that is wrong with the output."""
-
-    metric: str
-    """Empty where the output as a whole is meant."""
-    found: str
-    """The text as it was printed; empty where there is none."""
-    line: int | None = None
-    """Counted from 1; None where there is no line to point at."""
-    why: str = "not a finite number"
-
-    def __str__(self) -> str:
-        """One line for people."""
-        where = f"line {self.line}" if self.line is not None else ""
-        found = repr(self.found) if self.found else ""
-        return ": ".join(part for part in (where, self.metric, found, self.why) if part)
-
-
-@frozen
 class Parsed:
     """What the output said."""
 
@@ -83,10 +55,6 @@ class Parsed:
     texts: Mapping[str, str]
     """The value of each digest."""
     problems: tuple[Problem, ...]
-
-
-Parser = Callable[[str], Iterable[Found | Problem]]
-"""Reads one format. It may raise: `parse` makes that a problem."""
 
 
 def parse(format: str | Parser, text: str, wanted: Mapping[str, MetricKind]) -> Parsed:
@@ -277,6 +245,8 @@ FORMATS: Mapping[str, Parser] = MappingProxyType(
         "google-benchmark": google_benchmark,
         "hyperfine": hyperfine,
         "pytest-benchmark": pytest_benchmark,
+        "criterion": criterion,
+        "db_bench": db_bench,
     }
 )
 """The parsers by name. `colon-lines` is `lines` for `key: value`."""

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -91,6 +92,18 @@ def test_a_function_that_got_cheaper_is_confirmed() -> None:
     assert found.share_before is not None
     assert found.share_before.value == 0.5
     assert "50.0 % before" in found.detail
+
+
+def test_an_effect_without_an_interval_shifts_the_change_alone() -> None:
+    effects = [evolve(effect(0.4), low=None, high=None)]
+    found = check_claim(CLAIM, "s", [samples(500, 500)], [samples(100, 500)], effects)
+    sure = check_claim(CLAIM, "s", [samples(500, 500)], [samples(100, 500)], [effect(0.4)])
+    assert found.change is not None
+    assert sure.change is not None
+    assert found.change.value == sure.change.value
+    assert found.change.low is not None
+    assert sure.change.low is not None
+    assert found.change.low > sure.change.low
 
 
 def test_faster_elsewhere_is_seen() -> None:

@@ -94,7 +94,7 @@ class TestParse:
 
     def test_unknown_format(self) -> None:
         """An unknown format says what there is."""
-        with pytest.raises(ConfigError, match=r"'criterium': known are colon-lines, google-bench"):
+        with pytest.raises(ConfigError, match=r"'criterium': known are colon-lines, crit"):
             parse("criterium", "", {})
 
     def test_own_parser(self) -> None:

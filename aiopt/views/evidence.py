@@ -190,6 +190,11 @@ def evidence_digest(rows: Iterable[EvidenceRow], limit: int = _MOST_CHARACTERS) 
     return text
 
 
+def _of_all(name: str) -> bool:
+    """Whether a scalar is about the whole run, or a class (`off_cpu_ms[L]`), and no function."""
+    return len(name.partition("[")[2]) <= len("X]")
+
+
 def evidence_lines(row: EvidenceRow, most: int = _MOST_FINDINGS) -> Iterator[str]:
     """What one profiler says, for people; its `most` most important findings."""
     if row.status != "measured":
@@ -200,11 +205,17 @@ def evidence_lines(row: EvidenceRow, most: int = _MOST_FINDINGS) -> Iterator[str
     cost = ", ".join(f"{name} {value:+.0f} %" for name, value in seen[:4])
     where = f", workload {row.workload}" if row.workload else ""
     yield f"{row.profiler}{where}{f' (under it: {cost})' if cost else ''}:"
+    if row.findings:
+        whole = [f"{name} {scalar_text(s)}" for name, s in row.scalars.items() if _of_all(name)]
+        for at in range(0, len(whole), 4):
+            yield f"  {', '.join(whole[at : at + 4])}"
     for finding in row.findings[:most]:
         detail = f" ({finding.detail})" if finding.detail else ""
         yield f"  {scalar_text(finding.scalar)}  {finding.what}  {finding.where}{detail}"
     if not row.findings:
         for name, scalar in list(row.scalars.items())[:most]:
             yield f"  {name} {scalar_text(scalar)}"
+        if len(row.scalars) > most:
+            yield f"  and {len(row.scalars) - most} more: --top N, or --json"
     for note in row.notes[:3]:
         yield f"  note: {note}"
