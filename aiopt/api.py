@@ -71,12 +71,13 @@ def rescore(
     rule: str | None = None,
     changes: Mapping[str, Any] | None = None,
     fitness: str = DEFAULT_FITNESS,
+    guards: Mapping[str, float] | None = None,
 ) -> Rescored:
     """What the same measurements would have led to under other weights, rules or parameters.
 
     See `aiopt.replay.rescore`. `campaign` is a stream; without it, the latest one. `changes` are
     parameters of the rule by name, such as `{"mei": 0.05, "layout.rotate": 0}`. `fitness` is what
-    the ranking is by.
+    the ranking is by, `guards` what profilers must not have found more of.
 
     Raises:
         ConfigError: no such campaign, rule, parameter or metric.
@@ -91,7 +92,9 @@ def rescore(
         raise ConfigError(str(log), [("campaign", f"{stream!r} is not there; there are {known}")])
     found = campaigns[stream]
     params = with_changes(found.params, changes) if changes else None
-    return rescore_campaign(found, weights=weights, rule=rule, params=params, fitness=fitness)
+    return rescore_campaign(
+        found, weights=weights, rule=rule, params=params, fitness=fitness, guards=guards
+    )
 
 
 # ---- parameters of a rule by their names ----

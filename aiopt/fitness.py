@@ -5,17 +5,21 @@ direction-aware, so positive is better and a change of units changes nothing. A 
 not measured has no number but a reason, so it can never outrank one that was.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from aiopt.events import Event
+from aiopt.evidence import Change, is_evidence
 from aiopt.pairs import composite, pairs_by_purpose
 from aiopt.rules import RuleParams
 from aiopt.stats import hodges_lehmann, interval, standard_error
 
 __all__ = ["Fitness", "Unmeasured", "fitness_of"]
+
+_Z = 1.959963984540054
 
 
 @frozen(kw_only=True)
@@ -47,9 +51,60 @@ class Unmeasured:
 
 
 def fitness_of(
+    params: RuleParams,
+    facts: Sequence[Event],
+    weights: Mapping[str, float],
+    changes: Mapping[str, Change] | None = None,
+) -> Fitness | Unmeasured:
+    """The fitness of one experiment on the pairs of its main workloads.
+
+    Weights of names with a colon are of what profilers measured (see `aiopt.evidence`), whose
+    `changes` are given; they add to what the pairs say, each in proportion to its weight. With
+    them, the interval is that of a normal distribution with the variances of both.
+    """
+    of_metrics = {name: weight for name, weight in weights.items() if not is_evidence(name)}
+    paired = _of_pairs(params, facts, of_metrics)
+    known = {
+        name: (weights[name], change) for name, change in (changes or {}).items() if name in weights
+    }
+    if not known:
+        if isinstance(paired, Unmeasured) and not of_metrics:
+            return Unmeasured(reason="no profiler has measured what has a weight")
+        return paired if isinstance(paired, Unmeasured) else _without(paired, weights, known)
+    parts = [(weight, change.value, change.se) for weight, change in known.values()]
+    if isinstance(paired, Fitness):
+        present = sum(abs(w) for name, w in of_metrics.items() if name not in paired.missing)
+        parts.append((present, paired.value, paired.se))
+    elif of_metrics:
+        return paired
+    total = sum(abs(weight) for weight, _, _ in parts)
+    if total == 0:
+        return Unmeasured(reason="no metric with a weight")
+    value = sum(weight * part for weight, part, _ in parts) / total
+    se = math.sqrt(sum((weight * error) ** 2 for weight, _, error in parts)) / total
+    both = Fitness(
+        value=value,
+        low=value - _Z * se,
+        high=value + _Z * se,
+        se=se,
+        pairs=paired.pairs if isinstance(paired, Fitness) else 0,
+        stage=paired.stage if isinstance(paired, Fitness) else "screen",
+        missing=paired.missing if isinstance(paired, Fitness) else (),
+    )
+    return _without(both, weights, known)
+
+
+def _without(
+    fitness: Fitness, weights: Mapping[str, float], known: Mapping[str, object]
+) -> Fitness:
+    """The same, and which evidence with a weight is missing."""
+    absent = {name for name in weights if is_evidence(name) and name not in known}
+    return evolve(fitness, missing=tuple(sorted({*fitness.missing, *absent})))
+
+
+def _of_pairs(
     params: RuleParams, facts: Sequence[Event], weights: Mapping[str, float]
 ) -> Fitness | Unmeasured:
-    """The fitness of one experiment on the pairs of its main workloads."""
     measured = pairs_by_purpose(facts)
     stage: Literal["screen", "confirm"] = (
         "confirm" if any(purpose == "confirm" for purpose, _ in measured) else "screen"

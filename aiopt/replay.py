@@ -52,6 +52,7 @@ from aiopt.events import (
     StageStarted,
     VerdictReached,
 )
+from aiopt.evidence import Change, changes_of, is_evidence, scalar_of
 from aiopt.fitness import Fitness, Unmeasured, fitness_of
 from aiopt.ids import candidate_id
 from aiopt.rules import NeedsMore, RuleParams, params_from, vary
@@ -431,6 +432,7 @@ def rescore(
     rule: str | None = None,
     params: RuleParams | None = None,
     fitness: str = DEFAULT_FITNESS,
+    guards: Mapping[str, float] | None = None,
 ) -> Rescored:
     """What the same events would have led to; nothing is run, and what cannot be known is said.
 
@@ -438,13 +440,18 @@ def rescore(
     ranking is by the lower confidence bound of the log ratio to the baseline, or by another of
     FITNESSES; no decision depends on it.
 
+    What profilers measured can have a weight in the ranking, as `PROFILER:SCALAR`, less being
+    better, and be a guard of it: `guards` are margins by such names, and a candidate of which it is
+    proved that it has more than the margin above its incumbent (0.05: by 5 %) is not ranked.
+
     Raises:
         ConfigError: no such rule or fitness, parameters under which it could not decide, or a
-        weight for a metric that the campaign did not measure.
+        weight or guard for what the campaign did not measure.
     """
     params = params or campaign.params
-    if weights:
-        params = vary(params, weights=dict(weights))
+    of_metrics = {name: w for name, w in (weights or {}).items() if not is_evidence(name)}
+    if of_metrics:
+        params = vary(params, weights=of_metrics)
     logged = campaign.started.rule
     if rule is not None and rule != logged and params.pairs == campaign.params.pairs:
         params = evolve(params, pairs=None)  # the number belonged to the logged rule
@@ -458,6 +465,7 @@ def rescore(
     decisions, ranking, unranked = [], [], []
     origins = {campaign.baseline: _Origin()}
     seed = _Seed(campaign, params) if fitness == "seed-causal" else None
+    evidence = _Evidence(campaign, {name for name in ranking_weights if is_evidence(name)}, guards)
     for experiment in campaign.experiments.values():
         if experiment.verdict is None or experiment.started.purpose != "candidate":
             continue
@@ -468,8 +476,13 @@ def rescore(
         own: Fitness | Unmeasured
         if experiment.verdict.kind == "invalid":
             own = Unmeasured(reason=f"invalid: {experiment.verdict.reason}")
+        elif broken := evidence.broken(experiment):
+            own = Unmeasured(reason=broken)
         else:
-            own = fitness_of(params, experiment.facts, ranking_weights)
+            changes = evidence.changes(experiment)
+            own = fitness_of(params, experiment.facts, ranking_weights, changes)
+            if isinstance(own, Fitness) and (unknown := evidence.unguarded(experiment)):
+                own = evolve(own, missing=tuple(sorted({*own.missing, *unknown})))
         if isinstance(own, Unmeasured):
             unranked.append((experiment.stream, own.reason))
             continue
@@ -526,6 +539,64 @@ class _Origin:
         return self.total - _ONE_SIDED * math.sqrt(self.variance)
 
 
+class _Evidence:
+    """What profilers say of each candidate beside its incumbent."""
+
+    def __init__(
+        self, campaign: CampaignState, weighted: Iterable[str], guards: Mapping[str, float] | None
+    ) -> None:
+        self._profiles = _profiles_by_candidate(campaign)
+        self._weighted, self._guards = tuple(weighted), guards or {}
+        for what, names in (("guards", self._guards), ("weights", self._weighted)):
+            for name in names:
+                self._check(what, name)
+
+    def _check(self, what: str, name: str) -> None:
+        if not is_evidence(name):
+            problem = "expected PROFILER:SCALAR, such as callgrind:instructions"
+            raise ConfigError(what, [(name, problem)])
+        answers = [each for answers in self._profiles.values() for each in answers]
+        if scalar_of(answers, name) is None:
+            known = sorted({a.profiler for a in answers if isinstance(a, EvidenceCaptured)})
+            problem = f"not measured in this campaign; its profilers: {', '.join(known) or 'none'}"
+            raise ConfigError(what, [(name, problem)])
+
+    def changes(self, experiment: ExperimentState) -> Mapping[str, Change]:
+        return self._of(self._weighted, experiment)
+
+    def broken(self, experiment: ExperimentState) -> str:
+        """Which guard is proved to be broken, and by how much; empty if none is."""
+        for name, change in self._of(self._guards, experiment).items():
+            if -change.high > math.log1p(self._guards[name]):
+                more = [100 * math.expm1(-x) for x in (change.value, change.high, change.low)]
+                return (
+                    f"{name} changed by {more[0]:+.1f} % [{more[1]:+.1f}, {more[2]:+.1f}], beyond "
+                    f"its margin of {100 * self._guards[name]:g} %"
+                )
+        return ""
+
+    def unguarded(self, experiment: ExperimentState) -> frozenset[str]:
+        """Guards of which candidate or incumbent have no measurement."""
+        return frozenset(self._guards).difference(self._of(self._guards, experiment))
+
+    def _of(self, names: Iterable[str], experiment: ExperimentState) -> Mapping[str, Change]:
+        started = experiment.started
+        before, after = (
+            self._profiles.get(each, ()) for each in (started.incumbent, started.candidate)
+        )
+        return changes_of(names, before, after)
+
+
+def _profiles_by_candidate(
+    campaign: CampaignState,
+) -> dict[str, list[EvidenceCaptured | ProfilerUnavailable]]:
+    found: dict[str, list[EvidenceCaptured | ProfilerUnavailable]] = {}
+    for experiment in campaign.experiments.values():
+        for answer in experiment.profiles:
+            found.setdefault(answer.candidate, []).append(answer)
+    return found
+
+
 class _Seed:
     """The signals of the seed's fitness, candidate by candidate, in the order of the log."""
 
@@ -533,10 +604,7 @@ class _Seed:
         self._params = params
         self._throughput = _seed_metric(params, _THROUGHPUT)
         self._latency = _seed_metric(params, _LATENCY)
-        self._profiles: dict[str, list[EvidenceCaptured | ProfilerUnavailable]] = {}
-        for experiment in campaign.experiments.values():
-            for answer in experiment.profiles:
-                self._profiles.setdefault(answer.candidate, []).append(answer)
+        self._profiles = _profiles_by_candidate(campaign)
         self._baseline = signals_of(self._profiles.get(campaign.baseline, ()))
         self._totals: dict[str | None, dict[str, float]] = {
             name: {campaign.baseline: 0.0} for name in (self._throughput, self._latency)

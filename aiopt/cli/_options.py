@@ -40,12 +40,14 @@ def budget(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
 def numbers(
     ctx: click.Context, param: click.Parameter, value: str | None
 ) -> dict[str, float] | None:
-    """`name=number,name=number`; whole numbers stay whole."""
+    """`name=number,name=number`; whole numbers stay whole. What stands in brackets may have commas
+    and equal signs in it: `offcpu:off_cpu_ms[L,take_lock]=0.2`.
+    """
     if value is None:
         return None
     found: dict[str, float] = {}
-    for part in value.split(","):
-        name, _, text = (word.strip() for word in part.partition("="))
+    for part in re.split(r",(?![^\[]*\])", value):
+        name, _, text = (word.strip() for word in part.rpartition("="))
         try:
             number = int(text) if re.fullmatch(r"[+-]?[0-9]+", text) else float(text)
         except ValueError:

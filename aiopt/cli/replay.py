@@ -51,6 +51,12 @@ _OF_MEASURING = ("void.", "warmup", "audit_", "ablation_")
     show_default=True,
     help="What the ranking is by.",
 )
+@click.option(
+    "--guards",
+    callback=numbers,
+    metavar="A=0.05",
+    help="Do not rank what has more of a profiler's scalar than its incumbent, by this share.",
+)
 @set_option
 @as_json
 def replay(
@@ -60,6 +66,7 @@ def replay(
     weights: Mapping[str, float] | None,
     rule: str | None,
     fitness: str,
+    guards: Mapping[str, float] | None,
     as_json: bool,
     **options: Mapping[str, bool | int | float],
 ) -> None:
@@ -74,6 +81,8 @@ def replay(
       aiopt replay pyserver --weights p99_ms=0.6,peak_rss_mb=0.4
       aiopt replay pyserver --rule all
       aiopt replay pyserver --fitness seed-causal
+      aiopt replay pyserver --weights 'cpu_seconds=1,callgrind:instructions=0.5'
+      aiopt replay pyserver --guards 'offcpu:off_cpu_ms[L]=0.1'
       aiopt replay results/pyserver/events.db --set mei=0.05 --json
     """
     changes = options["set"]
@@ -88,7 +97,9 @@ def replay(
     if rule == _ALL:
         _compare(chosen, params, weights, path, as_json)
         return
-    result = rescore(chosen, weights=weights, rule=rule, params=params, fitness=fitness)
+    result = rescore(
+        chosen, weights=weights, rule=rule, params=params, fitness=fitness, guards=guards
+    )
     if as_json:
         click.echo(orjson.dumps(_json(result, path), option=orjson.OPT_SORT_KEYS).decode())
         return

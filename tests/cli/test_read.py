@@ -197,6 +197,13 @@ def test_replay(finished: Finished) -> None:
     assert json.loads(invoke("replay", "toy", "--json").stdout)["post_hoc"] is False
 
 
+def test_replay_names_what_no_profiler_measured(finished: Finished) -> None:
+    for option in ("--weights", "--guards"):
+        done = invoke("replay", "toy", option, "perf:self_share[f(a, b)]=0.1")
+        assert done.exit_code == 2
+        assert "perf:self_share[f(a, b)]: not measured in this campaign" in done.stderr
+
+
 def test_replay_under_all_rules(finished: Finished) -> None:
     """One table: what each would have kept, could not decide, and keeps that were refused."""
     text = invoke("replay", "toy", "--rule", "all").stdout

@@ -1,0 +1,168 @@
+"""What profilers measured, in rankings: weights and guards of `PROFILER:SCALAR`."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aiopt.errors import ConfigError
+from aiopt.events import EvidenceCaptured, Scalar
+from aiopt.evidence import change_of, changes_of, is_evidence, scalar_of
+from aiopt.fitness import Fitness, Unmeasured, fitness_of
+from aiopt.replay import CampaignState, fold, rescore
+from tests.factories import make
+from tests.test_replay import PARAMS, campaign_log
+
+NAME = "callgrind:instructions"
+LOCKS = "offcpu:off_cpu_ms[L]"
+LOSS = [1.90, 1.901, 1.902, 1.903, 1.904, 1.905, 1.906, 1.907]
+"""Ratios of CPU time of eight pairs: nothing is kept, and all have the baseline as incumbent."""
+
+
+def evidence(candidate: str, **scalars: Scalar | float) -> EvidenceCaptured:
+    """Scalars of callgrind, `instructions=…`, or of offcpu, `locks=…`."""
+    values = {
+        name: value if isinstance(value, Scalar) else Scalar(value=value, unit="x")
+        for name, value in scalars.items()
+    }
+    profiler = "offcpu" if "locks" in values else "callgrind"
+    named = {("off_cpu_ms[L]" if k == "locks" else k): value for k, value in values.items()}
+    return make(EvidenceCaptured, profiler=profiler, candidate=candidate, scalars=named)
+
+
+def campaign(*runs: tuple[float | None, float | None]) -> CampaignState:
+    """Candidates that are all slower, with instructions and milliseconds of lock waits as
+    given; the baseline has 100 of each.
+    """
+    rule = {**PARAMS, "metrics": {"cpu": {"role": "primary"}, "rss": {}, "extra": {}}}
+    (state,) = fold(campaign_log([LOSS] * len(runs), rule)).campaigns.values()
+    experiments = list(state.experiments.values())
+    first = experiments[0]
+    first.profiles += [
+        evidence(state.baseline, instructions=100.0),
+        evidence(state.baseline, locks=Scalar(value=100.0, unit="ms", low=90.0, high=110.0)),
+    ]
+    for experiment, (instructions, locks) in zip(experiments, runs, strict=True):
+        candidate = experiment.started.candidate
+        if instructions is not None:
+            experiment.profiles.append(evidence(candidate, instructions=instructions))
+        if locks is not None:
+            scalar = Scalar(value=locks, unit="ms", low=0.9 * locks, high=1.1 * locks)
+            experiment.profiles.append(evidence(candidate, locks=scalar))
+    return state
+
+
+def test_a_ranking_can_be_by_a_scalar_alone() -> None:
+    state = campaign((120.0, None), (50.0, None), (None, None))
+    result = rescore(state, weights={NAME: 1.0})
+    assert [ranked.number for ranked in result.ranking] == [2, 1]
+    assert result.ranking[0].step.value == pytest.approx(math.log(2))
+    assert result.ranking[1].step.value == pytest.approx(-math.log(1.2))
+    reasons = dict(result.unranked)
+    assert [*reasons.values()] == ["no profiler has measured what has a weight"]
+    assert not result.flips
+
+
+def test_scalars_and_metrics_add_up_by_their_weights() -> None:
+    state = campaign((50.0, None), (None, None))
+    metric = rescore(state, weights={"cpu": 1.0})
+    both = rescore(state, weights={"cpu": 1.0, NAME: 3.0})
+    steps, alone = (
+        {ranked.number: ranked.step for ranked in result.ranking} for result in (both, metric)
+    )
+    assert steps[1].value == pytest.approx((alone[1].value + 3 * math.log(2)) / 4)
+    assert steps[1].se == pytest.approx(alone[1].se / 4)
+    assert steps[1].missing == ()
+    assert steps[2].value == pytest.approx(alone[2].value)
+    assert steps[2].missing == (NAME,)
+    assert [d.replayed for d in both.decisions] == [d.replayed for d in metric.decisions]
+
+
+def test_what_has_no_pairs_or_no_weight_has_no_fitness() -> None:
+    params = campaign((50.0, None)).params
+    changes = changes_of(
+        [NAME], [evidence("a", instructions=2.0)], [evidence("b", instructions=1.0)]
+    )
+    assert fitness_of(params, [], {"cpu": 1.0, NAME: 1.0}, changes) == Unmeasured(
+        reason="no complete pair"
+    )
+    assert fitness_of(params, [], {NAME: 0.0}, changes) == Unmeasured(
+        reason="no metric with a weight"
+    )
+
+
+def test_a_guard_takes_out_what_is_proved_to_break_it() -> None:
+    state = campaign((None, 101.0), (None, 200.0), (None, 115.0), (None, None))
+    result = rescore(state, guards={LOCKS: 0.1})
+    assert {ranked.number for ranked in result.ranking} == {1, 3, 4}
+    ((_, reason),) = result.unranked
+    assert reason.startswith("offcpu:off_cpu_ms[L] changed by +100.0 % [+7")
+    assert reason.endswith("beyond its margin of 10 %")
+    missing = {ranked.number: ranked.step.missing for ranked in result.ranking}
+    assert missing == {1: (), 3: (), 4: (LOCKS,)}
+
+
+def test_what_nobody_measured_is_refused() -> None:
+    state = campaign((1.0, 1.0))
+    with pytest.raises(ConfigError, match="its profilers: callgrind, offcpu"):
+        rescore(state, weights={"perf:samples": 1.0})
+    with pytest.raises(ConfigError, match="not measured in this campaign"):
+        rescore(state, guards={"callgrind:instruction": 0.1})
+    with pytest.raises(ConfigError, match="expected PROFILER:SCALAR"):
+        rescore(state, guards={"cpu": 0.1})
+    (bare,) = fold(campaign_log([LOSS])).campaigns.values()
+    with pytest.raises(ConfigError, match="its profilers: none"):
+        rescore(bare, weights={NAME: 1.0})
+
+
+def test_names_of_scalars_have_a_colon_and_may_have_more() -> None:
+    answers = [evidence("a", instructions=1.0), evidence("a", instructions=2.0), "no event"]
+    assert is_evidence(NAME)
+    assert not is_evidence("cpu_seconds")
+    found = scalar_of(answers, NAME)
+    assert found is not None
+    assert found.value == 2.0
+    assert scalar_of(answers, "perf:instructions") is None
+    odd = evidence("a", **{"slope[a.c:10,round]": 0.5})
+    assert scalar_of([odd], "callgrind:slope[a.c:10,round]") == Scalar(value=0.5, unit="x")
+
+
+def test_a_ratio_with_nothing_says_nothing() -> None:
+    zero, one = Scalar(value=0.0, unit=""), Scalar(value=1.0, unit="")
+    assert change_of(None, one) is None
+    assert change_of(one, None) is None
+    assert change_of(zero, one) is None
+    assert change_of(one, zero) is None
+    nothing = change_of(zero, zero)
+    assert nothing is not None
+    assert (nothing.value, nothing.se) == (0, 0)
+    assert changes_of([NAME], [evidence("a", instructions=1.0)], []) == {}
+
+
+@given(st.floats(1e-6, 1e6), st.floats(1e-6, 1e6), st.floats(0.0, 0.5))
+def test_less_is_better_and_the_interval_holds_the_change(a: float, b: float, w: float) -> None:
+    first, second = (Scalar(value=v, unit="", low=v * (1 - w), high=v * (1 + w)) for v in (a, b))
+    change, back = change_of(first, second), change_of(second, first)
+    assert change is not None
+    assert back is not None
+    assert change.value == pytest.approx(-back.value)
+    assert (change.value > 0) == (math.log(a / b) > 0)
+    assert change.low <= change.value <= change.high
+    assert change.se == pytest.approx(math.sqrt(2) * w / 1.959963984540054)
+
+
+@given(st.dictionaries(st.sampled_from(["cpu", "rss", NAME, LOCKS]), st.floats(-3, 3)))
+def test_whatever_the_weights_a_fitness_is_finite_or_has_a_reason(
+    weights: dict[str, float],
+) -> None:
+    state = campaign((50.0, 200.0))
+    (experiment,) = state.experiments.values()
+    changes = changes_of([NAME, LOCKS], experiment.profiles[:2], experiment.profiles[2:])
+    found = fitness_of(state.params, experiment.facts, weights, changes)
+    if isinstance(found, Unmeasured):
+        assert found.reason
+    else:
+        assert isinstance(found, Fitness)
+        assert math.isfinite(found.value)
+        assert found.low <= found.value <= found.high
