@@ -472,6 +472,8 @@ class EvidenceCaptured:
     """The target's metrics in those runs: beside those of other runs they say what it costs."""
     covariates: dict[str, float] = field(factory=dict)
     """The machine before the first of those runs, and what moved by the end of the last."""
+    tool: str = ""
+    """What the profiler's tool says its version is."""
 
 
 @frozen(kw_only=True, slots=True)

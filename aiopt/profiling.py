@@ -28,6 +28,7 @@ from aiopt.protocols import (
     ProfileResult,
     Querying,
     Repeating,
+    Versioned,
     Workspace,
 )
 
@@ -107,6 +108,7 @@ class ProfileRunner:
         unavailable = await probed(profiler, workspace)
         if unavailable is not None:
             return no_evidence(name, candidate, unavailable)
+        tool = await _tool(profiler, workspace)
         before = await workspace.covariates()
         files: list[Path] = []
         metrics: dict[str, tuple[float, ...]] = {}
@@ -139,6 +141,7 @@ class ProfileRunner:
             notes=result.notes,
             under_profiler=metrics,
             covariates={**before, **moved(before, after)},
+            tool=tool,
         )
 
     async def _run(
@@ -164,6 +167,18 @@ class ProfileRunner:
         file = self.scratch / f"{run.replace(':', '-')}.profile"
         await workspace.get(_OUTPUT, file)
         return ran, file
+
+
+async def _tool(profiler: Profiler, workspace: Workspace) -> str:
+    """The first line in which the tool says its version; empty if it does not."""
+    if not isinstance(profiler, Versioned):
+        return ""
+    output = Output()
+    try:
+        await workspace.run(profiler.version(), output)
+    except CommandTimeout:
+        return ""
+    return next((line.strip()[:200] for line in output.text.splitlines() if line.strip()), "")
 
 
 async def _size(workspace: Workspace) -> int | None:

@@ -45,6 +45,7 @@ __all__ = [
     "Sink",
     "Strategy",
     "Usage",
+    "Versioned",
     "Workspace",
     "WorkspaceSpec",
 ]
@@ -355,6 +356,15 @@ class Repeating(Protocol):
     @property
     def runs(self) -> int:
         """How many, at least 1."""
+        ...
+
+
+@runtime_checkable
+class Versioned(Protocol):
+    """A profiler whose tool has a version, which is logged with what it found."""
+
+    def version(self) -> Command:
+        """A command whose first line is it, on stdout or stderr."""
         ...
 
 

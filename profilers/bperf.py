@@ -173,6 +173,9 @@ class Bperf:
             return NotAvailable(reason=reason, fix=_FIX)
         return None
 
+    def version(self) -> Command:
+        return Command(argv=(self.bperf, "--version"), timeout=20.0, label="bperf")
+
     def wrap(self, command: Command, output: str) -> Command:
         record = (self.bperf, "record", "-g", "-e", "task-clock", "-c", str(self.period))
         argv = (*record, "--weight", "-o", f"{output}.data", "--", *command.argv)

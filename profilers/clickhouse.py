@@ -281,6 +281,9 @@ class ClickHouse:
         told = await asked(workspace, asks, "apt-get install clickhouse-client")
         return told if isinstance(told, NotAvailable) else None
 
+    def version(self) -> Command:
+        return Command(argv=(self.client, "--version"), timeout=20.0, label="clickhouse")
+
     def wrap(self, command: Command, output: str) -> Command:
         """The command itself: the server takes the profile."""
         return command

@@ -152,6 +152,11 @@ class Memray:
             case _:
                 return NotAvailable(reason=f"of a small program: {result.reason}", fix=_FIX)
 
+    def version(self) -> Command:
+        python = self.python or sys.executable
+        code = "import memray; print('memray', memray.__version__)"
+        return Command(argv=(python, "-c", code), timeout=20.0, label="memray")
+
     def wrap(self, command: Command, output: str) -> Command:
         code = _TRACK % {"site": OWN_SITE, "python": self.python_allocators}
         return injected(command, code, output)

@@ -277,6 +277,9 @@ class OffCpu:
             return result
         return NotAvailable(reason=f"of a sleeping shell it recorded nothing: {result.reason}")
 
+    def version(self) -> Command:
+        return Command(argv=(self.perf, "--version"), timeout=20.0, label="offcpu")
+
     def wrap(self, command: Command, output: str) -> Command:
         words = (output, self.perf, self.call_graph, self.max_size)
         return evolve(command, argv=("sh", "-c", _SCRIPT, *words, *command.argv))

@@ -258,6 +258,9 @@ class Perf:
             return result
         return NotAvailable(reason=f"of a busy loop it recorded nothing: {result.reason}")
 
+    def version(self) -> Command:
+        return Command(argv=(self.perf, "--version"), timeout=20.0, label="perf")
+
     def wrap(self, command: Command, output: str) -> Command:
         graph = ("-g",) if self.call_graph == "fp" else ("--call-graph", self.call_graph)
         record = (self.perf, "record", "-q", "-N", "-F", str(self.frequency), "-e", self.event)

@@ -356,6 +356,9 @@ class Proc:
         told = await asked(workspace, has, "")
         return told if isinstance(told, NotAvailable) else None
 
+    def version(self) -> Command:
+        return Command(argv=(self.python, "--version"), timeout=20.0, label="proc")
+
     def wrap(self, command: Command, output: str) -> Command:
         poller = (self.python, "-I", "-S", "-c", _POLLER, output, f"{self.interval:g}")
         return evolve(command, argv=(*poller, *command.argv))

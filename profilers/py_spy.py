@@ -94,6 +94,11 @@ class PySpy:
             return None if isinstance(result, Measured) else evolve(result, fix=result.fix or _FIX)
         return NotAvailable(reason=f"its profile of a busy loop: {result.reason}", fix=_FIX)
 
+    def version(self) -> Command:
+        beside = str(Path(sys.executable).with_name("py-spy"))
+        script = '"$0" --version 2>/dev/null || exec "$1" --version'
+        return Command(argv=("sh", "-c", script, self.py_spy, beside), timeout=20.0, label="py-spy")
+
     def wrap(self, command: Command, output: str) -> Command:
         flags = [
             ("--gil", self.gil),

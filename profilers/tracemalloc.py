@@ -107,6 +107,9 @@ class TraceMalloc:
             case _:
                 return NotAvailable(reason=f"of a small program: {result.reason}", fix=fix)
 
+    def version(self) -> Command:
+        return Command(argv=("python3", "--version"), timeout=20.0, label="tracemalloc")
+
     def wrap(self, command: Command, output: str) -> Command:
         code = _TRACE % {"frames": self.frames, "most": self.most_stacks}
         return injected(command, code, output)

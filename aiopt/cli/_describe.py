@@ -29,6 +29,7 @@ from aiopt.events import (
     LookTaken,
     MachineUnfit,
     MeasuringPaused,
+    MechanismChecked,
     MetricUnreadable,
     PairScheduled,
     PairVoided,
@@ -86,7 +87,9 @@ def _campaign(event: Event) -> str:
 def _stage(event: Event) -> str:
     match event:
         case StageStarted():
-            return f"{event.stage} {event.run} {' '.join(event.argv)}"
+            # A profiler's script is many lines; the log has it whole.
+            words = ("…" if "\n" in word else word for word in event.argv)
+            return f"{event.stage} {event.run} {' '.join(words)}"
         case StageFinished():
             end = f"exit {event.exit_code}" if event.signal is None else f"signal {event.signal}"
             took = f"{duration(event.seconds)}, {event.peak_rss_bytes / 1e6:.0f} MB"
@@ -120,8 +123,11 @@ def _measurement(event: Event) -> str:
         case MetricUnreadable():
             return f"{_pair(event)} {event.arm} {event.metric}: {event.found}"
         case EvidenceCaptured():
-            scalars = (f"{k}={s.value:g} {s.unit}" for k, s in sorted(event.scalars.items()))
-            return f"{event.profiler}: {', '.join(scalars)}"
+            found = ", ".join(finding.where for finding in event.findings[:3])
+            counts = f"{len(event.scalars)} scalars, {len(event.findings)} findings"
+            return f"{event.profiler} {event.workload}: {counts}{': ' if found else ''}{found}"
+        case MechanismChecked():
+            return f"{event.profiler} {event.status.replace('_', ' ')}: {event.detail}"
         case ProfilerUnavailable():
             return f"{event.profiler} {event.status.replace('_', ' ')}: {event.reason}"
         case VerdictReached():

@@ -54,6 +54,8 @@ class EvidenceRow:
     stacks: str | None
     stacks_unit: str
     artifacts: tuple[str, ...]
+    tool: str = ""
+    """What the profiler's tool says its version is."""
 
 
 def evidence_table(
@@ -108,6 +110,7 @@ def _row(answer: Answer, plain: Mapping[tuple[str, str], Sequence[float]]) -> Ev
         stacks=answer.stacks,
         stacks_unit=answer.stacks_unit,
         artifacts=answer.artifacts,
+        tool=answer.tool,
     )
 
 

@@ -46,6 +46,7 @@ def test_profile_writes_what_others_open(toy: Maker) -> None:
     assert done.exit_code == 0, done.output
     answer = json.loads(done.stdout)
     first, second = answer["evidence"]
+    assert first["tool"] == "stack profiler 7"
     assert (first["profiler"], first["status"]) == ("stacks", "measured")
     assert first["scalars"]["self_share[hot]"]["value"] == 0.5
     assert first["overhead_percent"] == {"cost": 0.0, "size": 0.0}
