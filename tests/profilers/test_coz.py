@@ -1,10 +1,14 @@
 """What coz really writes gives the figures that are known to be true of its programs."""
 
 import json
+import os
 import random
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import anyio
 import pytest
 
 from aiopt.profilers.coz import Coz
@@ -14,11 +18,14 @@ from aiopt.protocols import (
     Finishing,
     Inconclusive,
     Measured,
+    NotAvailable,
     ProfileResult,
     Repeating,
+    Workspace,
 )
 
 from .hostile import check_total, contents
+from .programs import Printed, compiled, opened, profiled
 
 DATA = Path(__file__).parents[1] / "data" / "profilers" / "coz"
 
@@ -252,6 +259,89 @@ def test_numbers_do_not_depend_on_chance() -> None:
     assert Coz().parse([BytesIO(profile)]) == Coz().parse([BytesIO(profile)])
 
 
+# ---- what is written down beside the profile ----
+
+
+def beside(*programs: tuple[str, str], others: tuple[str, ...] = ()) -> bytes:
+    lines = [f"aiopt-program\tpath={path}\tproblem={problem}" for path, problem in programs]
+    lines += [f"aiopt-other\tpath={path}\tproblem=" for path in others]
+    return "\n".join([*lines, "aiopt-load\tran=97000000000\twaited=3000000000"]).encode() + b"\n"
+
+
+def unavailable(*files: bytes) -> NotAvailable:
+    result = parse(*files)
+    assert isinstance(result, NotAvailable), result
+    return result
+
+
+@pytest.mark.parametrize(
+    ("problem", "reason", "fix"),
+    [
+        ("dwarf-5", "DWARF 5", "-gdwarf-4"),
+        ("location-views", "location views", "-gno-variable-location-views"),
+        ("no-debug-info", "no debug information", "do not strip"),
+        ("static", "linked statically", "without -static"),
+    ],
+)
+def test_a_program_that_coz_cannot_read_is_the_reason_for_nothing(
+    problem: str, reason: str, fix: str
+) -> None:
+    result = unavailable(beside(("/b/fine", ""), ("/b/x", problem)))
+    assert result.reason.startswith("/b/x: ")
+    assert reason in result.reason
+    assert fix in result.fix
+
+
+def test_a_program_that_coz_could_read_after_all_is_only_noted() -> None:
+    profile = read("serial-70-30.coz")
+    result = measured(beside(("/b/x", "location-views")) + profile)
+    assert any(note.startswith("/b/x: coz 0.2.2 cannot read") for note in result.notes)
+    assert result.scalars.items() >= measured(profile).scalars.items()
+
+
+def test_where_nothing_has_progress_points_it_says_what_ran() -> None:
+    result = unavailable(beside(others=("/bin/sh", "/usr/bin/sleep")))
+    assert result.reason == "no program was started that has a progress point (sh, sleep)"
+    assert "COZ_PROGRESS_NAMED" in result.fix
+
+
+def test_a_program_that_left_no_profile_has_failed() -> None:
+    result = parse(beside(("/b/x", "")))
+    assert result == Failed(reason="coz wrote nothing of x: did it crash?")
+
+
+def test_on_a_busy_machine_nothing_is_said() -> None:
+    profile = read("serial-70-30.coz")
+    assert value(measured(beside(("/b/x", "")) + profile), "cpu_share") == pytest.approx(0.97)
+    busy = b"aiopt-load\tran=97000000000\twaited=30000000000\n" + profile
+    assert why_not(busy).startswith("host busy: the program ran in 76% of the time")
+    assert isinstance(Coz(least_cpu_share=0.7).parse(contents(busy)), Measured)
+    assert any("how busy" in note for note in measured(profile).notes)
+
+
+def test_a_line_cut_before_the_end_of_its_profile_is_dropped() -> None:
+    profile = read("serial-70-30.coz")
+    cut = profile[: profile.rindex(b"1", 0, profile.rindex(b"runtime")) + 1]
+    joined = beside(("/b/x", "")) + cut + b"aiopt-end\n" + profile + b"aiopt-end\n"
+    assert measured(joined).scalars.items() >= measured(cut, profile).scalars.items()
+    assert "1 lines were not understood" in measured(joined).notes
+
+
+def test_work_for_each_visit_is_what_the_serial_program_does() -> None:
+    """Both lines together take all of its time."""
+    result = measured(read("serial-70-30.coz"))
+    work = [result.scalars[f"work_per_visit[serial.c:{line},round]"] for line in (10, 15)]
+    assert all(w.unit == "ms" and w.low and w.high and w.low < w.value < w.high for w in work)
+    assert work[0].value / work[1].value == pytest.approx(70 / 30, rel=0.1)
+
+
+def test_of_a_line_with_too_few_experiments_there_is_only_their_number() -> None:
+    few = read("serial-three-runs.coz").replace(b"/src/serial.c:15", b"/src/serial.c:10", 9)
+    lone = few + read("head-legacy.coz").replace(b"serial.c", b"rare.c").replace(b":15", b":10")
+    names = [name for name in measured(lone).scalars if "rare.c" in name]
+    assert names == ["experiments[rare.c:10,round]"]
+
+
 def test_the_command_runs_under_coz() -> None:
     profiler = Coz(source_scope=("%a.c",), binary_scope=("MAIN", "%liba%"), fixed_line="a.c:9")
     wrapped = profiler.wrap(Command(argv=("./a", "1")), "/o/p")
@@ -262,3 +352,178 @@ def test_the_command_runs_under_coz() -> None:
     assert wrapped.argv[-len(options) :] == options
     assert isinstance(profiler, Finishing)
     assert isinstance(profiler, Repeating)
+
+
+# ---- real programs ----
+
+
+def line_of(comment: str) -> int:
+    """The line of phases.c that has this comment."""
+    source = Path(__file__).with_name("programs") / "phases.c"
+    lines = source.read_text().splitlines()
+    return next(n for n, line in enumerate(lines, 1) if f"/* {comment} */" in line)
+
+
+async def one_run(profiler: Coz, workspace: Workspace, *argv: str) -> bytes:
+    """The profile of one run, which gets more of the CPUs than what else is on the machine."""
+    printed, output = Printed(), "{run}/out"
+    await workspace.new_run("one")
+    service = await workspace.start(profiler.wrap(Command(argv=argv), output), printed)
+    # The scheduler's groups are sessions; without the right to it, the load is what it is.
+    with suppress(OSError):
+        await anyio.Path(f"/proc/{service.pid}/autogroup").write_text("-10")
+    while not service.exited():  # noqa: ASYNC110  (there is no event)
+        await anyio.sleep(0.05)
+    done = await service.stop()
+    assert done.ok, (done, printed)
+    assert (await workspace.run(profiler.finish(output), printed)).ok
+    with TemporaryDirectory() as folder:
+        await workspace.get(output, Path(folder, "profile"))
+        return await anyio.Path(folder, "profile").read_bytes()
+
+
+async def need_coz(workspace: Workspace) -> None:
+    if (missing := await Coz().probe(workspace)) is not None:
+        pytest.skip(f"needs coz: {missing.reason}; {missing.fix}")
+
+
+@pytest.mark.anyio
+async def test_the_line_that_counts_is_told_from_one_that_does_not(tmp_path: Path) -> None:
+    """Two threads and a barrier; see phases.c. A script starts the program."""
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs two CPUs")
+    program = compiled("phases", tmp_path, "-DWITH_COZ", "-ldl")
+    critical, irrelevant = (line_of(f"the {name} line") for name in ("critical", "irrelevant"))
+    script = '"$0" compute=2900 times=4 pin=1; exit $?'
+    files: list[bytes] = []
+    # Less than by default, so that it also works beside other tests: the lines differ by much.
+    pooled = Coz(least_cpu_share=0.5)
+    result: ProfileResult = Inconclusive(reason="nothing was run")
+    async with opened(tmp_path) as workspace:
+        await need_coz(workspace)
+        for runs in (1, 2, 3):
+            for line in (critical, irrelevant):
+                fixed = Coz(fixed_line=f"phases.c:{line}")
+                files.append(await one_run(fixed, workspace, "sh", "-c", script, program))
+            result = pooled.parse(contents(*files))
+            # How many experiments have no speed-up is chance.
+            if runs > 1 and isinstance(result, Measured) and len(slopes(result)) == 2:
+                break
+    if isinstance(result, Inconclusive) and "host busy" in result.reason:
+        pytest.skip(f"needs a machine that is less busy: {result.reason}")
+    assert isinstance(result, Measured), result
+    first, second = result.findings
+    assert (first.where, first.what) == (f"phases.c:{critical}", "opportunity")
+    assert second.where == f"phases.c:{irrelevant}"
+    assert second.what in ("inconclusive", "negligible")
+    counts, does_not = first.scalar, second.scalar
+    assert counts.low is not None
+    assert does_not.low is not None
+    assert does_not.high is not None
+    assert does_not.low - 0.1 < 0 < does_not.high + 0.1
+    assert counts.low > 0.1
+    assert counts.value > 2 * abs(does_not.value)
+    work = [value(result, f"work_per_visit[{each.where},round]") for each in (first, second)]
+    # coz loses some samples of threads that wait often.
+    assert work[0] > 2 * work[1]
+
+
+def slopes(result: Measured) -> list[str]:
+    return [name for name in result.scalars if name.startswith("slope[")]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("flags", "reason", "fix"),
+    [
+        (("-gdwarf-5",), "DWARF 5", "-gdwarf-4"),
+        (("-gvariable-location-views",), "location views", "-gno-variable-location-views"),
+        (("-g0",), "no debug information", "-g "),
+        (("-s",), "no debug information", "do not strip"),
+        (("-static",), "linked statically", "without -static"),
+        (("-UWITH_COZ",), "no program was started that has a progress point", "COZ_PROGRESS"),
+    ],
+    ids=["dwarf-5", "location-views", "no-debug-info", "stripped", "static", "no-progress-point"],
+)
+async def test_what_coz_passes_over_is_named_with_its_cause(
+    tmp_path: Path, flags: tuple[str, ...], reason: str, fix: str
+) -> None:
+    """Without us coz exits with 0 and no experiments, but for DWARF 5, where it aborts."""
+    program = compiled("phases", tmp_path, "-DWITH_COZ", "-ldl", "-Wno-error", *flags)
+    async with opened(tmp_path) as workspace:
+        argv = (program, "compute=300", "work=100")
+        result, printed = await profiled(Coz(), workspace, *argv)
+    assert printed.numbers()["barrier_waits"] == 600
+    assert isinstance(result, NotAvailable), result
+    assert reason in result.reason
+    assert fix in result.fix
+    assert "phases" in result.reason
+
+
+@pytest.mark.anyio
+async def test_a_run_that_is_too_short_says_so(tmp_path: Path) -> None:
+    program = compiled("phases", tmp_path, "-DWITH_COZ", "-ldl")
+    async with opened(tmp_path) as workspace:
+        result, _ = await profiled(Coz(), workspace, program, "compute=100", "work=100")
+    assert isinstance(result, Inconclusive)
+    assert "run for longer" in result.reason
+
+
+@pytest.mark.anyio
+async def test_a_progress_point_that_is_not_reached_is_named(tmp_path: Path) -> None:
+    program = compiled("phases", tmp_path, "-DWITH_COZ", "-ldl")
+    async with opened(tmp_path) as workspace:
+        result, _ = await profiled(Coz(), workspace, program)
+    assert isinstance(result, Inconclusive)
+
+
+@pytest.mark.anyio
+async def test_a_service_that_is_ended_leaves_its_experiments(tmp_path: Path) -> None:
+    program = compiled("phases", tmp_path, "-DWITH_COZ", "-ldl")
+    async with opened(tmp_path) as workspace:
+        await need_coz(workspace)
+        script = 'env A=1 "$0" compute=1000000'
+        command = Command(argv=("sh", "-c", f"exec {script}", program))
+        service = await workspace.start(Coz().wrap(command, "{run}/out"), Printed())
+        with anyio.fail_after(60):
+            while await counted(workspace) < 3:  # noqa: ASYNC110  (there is no event)
+                await anyio.sleep(0.1)
+        done = await service.stop()
+        # The exit code of coz for a program that TERM has ended.
+        assert done.exit_code == 256 - 15
+        assert done.strays_killed == 0
+        await workspace.run(Coz().finish("{run}/out"), Printed())
+        await workspace.get("{run}/out", tmp_path / "out")
+    result = parse((tmp_path / "out").read_bytes())
+    assert isinstance(result, Inconclusive | Measured)
+    assert not isinstance(result, Inconclusive) or "no experiments" not in result.reason
+
+
+async def counted(workspace: Workspace) -> int:
+    """How many experiments there are so far."""
+    printed = Printed()
+    script = "cat {run}/out.profile* 2>/dev/null | grep -c ^experiment"
+    await workspace.run(Command(argv=("sh", "-c", script)), printed)
+    return int(printed.texts["stdout"])
+
+
+@pytest.mark.anyio
+async def test_output_and_exit_code_are_the_programs(tmp_path: Path) -> None:
+    async with opened(tmp_path) as workspace:
+        await need_coz(workspace)
+        printed = Printed()
+        script = 'read x; echo "$x $LD_PRELOAD" >&2; echo out; exit 7'
+        command = Command(argv=("sh", "-c", script), stdin=b"given\n")
+        done = await workspace.run(Coz().wrap(command, "{run}/out"), printed)
+    assert done.exit_code == 7
+    assert printed.texts["stdout"] == "out\n"
+    assert "given" in printed.texts["stderr"]
+
+
+@pytest.mark.anyio
+async def test_where_there_is_no_coz_it_says_how_to_get_it(tmp_path: Path) -> None:
+    async with opened(tmp_path) as workspace:
+        missing = await Coz(coz="/nowhere/coz").probe(workspace)
+    assert missing is not None
+    assert missing.reason == "/nowhere/coz is not installed"
+    assert missing.fix.startswith("apt-get install coz-profiler")

@@ -1,11 +1,12 @@
 /* A program whose profile is known: it goes through four phases and counts its own waiting.
  *
- *     phases [compute=N] [lock=N] [io=N] [sleep=N] [work=N] [file=PATH]
+ *     phases [compute=N] [lock=N] [io=N] [sleep=N] [work=N] [times=N] [seconds=N] [pin=1]
+ *            [file=PATH]
  *
- * compute: N rounds, two threads with a barrier after each. `critical` does twice the work of
- *     `irrelevant`, in parallel: making critical faster by a share s makes the phase faster by
- *     min(s, 1/2), making irrelevant faster changes nothing. Where the other thread waits at the
- *     barrier, it waits for a lock (a futex).
+ * compute: N rounds, two threads with a barrier after each. `critical` does twice (or `times`) the
+ *     work of `irrelevant`, in parallel: making critical faster by a share s makes the phase faster
+ *     by min(s, 1 - 1/times), making irrelevant faster changes nothing. Where the other thread
+ *     waits at the barrier, it waits for a lock (a futex).
  * lock: two threads, N turns each, of `critical_section` under one mutex, and a quarter of that
  *     outside of it: one of the two nearly always waits.
  * io: N writes of 64 KiB past the page cache, or with fsync where the file system has no O_DIRECT.
@@ -13,6 +14,8 @@
  * sleep: N sleeps of a millisecond.
  * work: what `irrelevant` does in a round, in thousands of steps; the number of steps is fixed, so
  *     that instructions can be counted.
+ * seconds: how long compute lasts, however many rounds that are.
+ * pin: each of the two threads has a CPU of its own, so that no scheduler lets them share one.
  *
  * All the while one more thread waits for the end, as those of an idle pool do.
  *
@@ -22,7 +25,9 @@
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
+#include <limits.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -40,7 +45,7 @@ enum { BLOCK = 64 << 10, BLOCKS = 64 };
 struct waited { uint64_t ns, times; };
 struct clocks { uint64_t wall, cpu; };
 
-static long rounds, turns, writes, sleeps, work = 400;
+static long rounds, turns, writes, sleeps, work = 400, times = 2, seconds, pin;
 static const char *path = "phases.data";
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER, end_mutex = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t end = PTHREAD_COND_INITIALIZER;
@@ -94,9 +99,13 @@ __attribute__((noinline)) static void wait_at_barrier(struct thread *self) {
 }
 
 static void compute_phase(struct thread *self) {
+    uint64_t over = now(CLOCK_MONOTONIC) + seconds * 1000000000ull;
     for (long i = 0; i < rounds; i++) {
-        if (self->first) self->x = critical(2000 * work, self->x);
+        if (self->first) self->x = critical(times * 1000 * work, self->x);
         else self->x = irrelevant(1000 * work, self->x);
+        /* This round is the last one, also for the other thread, which reads it in this round at
+         * the earliest, when it may have been set for the next round already. */
+        if (self->first && seconds && now(CLOCK_MONOTONIC) >= over) rounds = i + 1;
         wait_at_barrier(self);
         if (self->first) { COZ_PROGRESS_NAMED("round"); }
     }
@@ -119,8 +128,23 @@ static void lock_phase(struct thread *self) {
     }
 }
 
+/* The first thread gets the first CPU that is allowed, the other one the second. */
+static void pin_thread(const struct thread *self) {
+    cpu_set_t allowed, one;
+    int skip = !self->first;
+    if (sched_getaffinity(0, sizeof allowed, &allowed)) return;
+    for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+        if (!CPU_ISSET(cpu, &allowed) || skip--) continue;
+        CPU_ZERO(&one);
+        CPU_SET(cpu, &one);
+        pthread_setaffinity_np(pthread_self(), sizeof one, &one);
+        return;
+    }
+}
+
 static void *both_phases(void *argument) {
     struct thread *self = argument;
+    if (pin) pin_thread(self);
     compute_phase(self);
     lock_phase(self);
     return 0;
@@ -186,7 +210,7 @@ static void print(const char *name, struct waited sum) {
 static void options(int count, char **given) {
     struct { const char *name; long *value; } all[] = {
         {"compute=", &rounds}, {"lock=", &turns}, {"io=", &writes}, {"sleep=", &sleeps},
-        {"work=", &work}};
+        {"work=", &work}, {"times=", &times}, {"seconds=", &seconds}, {"pin=", &pin}};
     for (int i = 1; i < count; i++) {
         int known = 0;
         for (unsigned o = 0; o < sizeof all / sizeof *all; o++)
@@ -199,6 +223,7 @@ static void options(int count, char **given) {
 
 int main(int count, char **given) {
     options(count, given);
+    if (seconds) rounds = LONG_MAX;
     uint64_t began = now(CLOCK_MONOTONIC);
     struct waited idled = {0, 0};
     pthread_t idler;
