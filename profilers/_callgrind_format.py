@@ -1,7 +1,9 @@
 """What valgrind's callgrind writes (the format of valgrind 3.19, its manual's section 6.4).
 
 # callgrind format
-pid: 2149                       the parts of one process follow each other
+pid: 2149
+cmd:  ./det 5
+part: 1                         of what this process wrote: each time from zero
 events: Ir
 fl=(146) /demo/det.c            (number) name defines, (number) alone refers
 fn=(614) sum_phase
@@ -9,7 +11,9 @@ fn=(614) sum_phase
 cfn=(600) cmp                   a call, its number, and on the line after that what it cost
 calls=1 5
 9 4610121
-totals: 56531563                what all self costs add up to
+totals: 56531563                what all self costs of the part add up to
+
+Such profiles may follow each other in one file, of one process or of several.
 """
 
 import re
@@ -19,7 +23,10 @@ from attrs import define, field
 
 from ._reading import Lines
 
-__all__ = ["OTHERS", "Process", "processes"]
+__all__ = ["EMPTY", "OTHERS", "Run", "read"]
+
+EMPTY = "# empty: "
+"""How a line begins that stands for the empty file of a process, whose id comes after it."""
 
 OTHERS = "[others]"
 """Where the costs of functions beyond a number that no program has are."""
@@ -28,46 +35,66 @@ _EVENT = "Ir"
 _RECURSION = re.compile(r"'[0-9]{1,9}$")
 _MAX_FUNCTIONS = 1 << 17
 _MAX_CALLS = 1 << 20
+_MAX_NAME = 2000
+_MAX_PROGRAMS = 100
 
 
 @define
-class Process:
-    """The instructions that one process executed, by function."""
+class Run:
+    """The instructions that all processes of a run executed, by function."""
 
-    pid: str = ""
     own: dict[str, int] = field(factory=dict)
     """Self cost."""
+    inclusive: dict[str, int] = field(factory=dict)
+    """With what the function called, in the same process."""
     files: dict[str, str] = field(factory=dict)
     """The source file of each function, where it is known."""
-    calls: dict[tuple[str, str], int] = field(factory=dict)
-    """What the calls of caller and callee cost, with what these called in turn."""
-    totals: list[int] = field(factory=list)
-    """What each part states that its costs add up to."""
-    event: int | None = None
+    programs: dict[str, int] = field(factory=dict)
+    """By the name of the program."""
+    processes: int = 0
     unknown: int = 0
+    """Lines that were not understood."""
+    problem: str = ""
+    """Why it cannot be believed; empty if it can."""
 
     @property
     def instructions(self) -> int:
-        return sum(self.own.values())
+        return sum(self.programs.values())
 
-    def problem(self) -> str:
-        """Why this profile cannot be believed; empty if it can."""
-        if self.event is None:
-            return f"no `events:` line with {_EVENT}"
-        if not self.instructions:
-            return "no instructions were counted"
-        if not self.totals:
-            return "it has no `totals:`: it was cut"
-        if sum(self.totals) != self.instructions:
-            stated = sum(self.totals)
-            return f"self costs add up to {self.instructions}, not to the stated {stated}"
-        return ""
+
+def read(file: BinaryIO) -> Run:
+    """What one run left."""
+    reading = _Reading()
+    lines = Lines(file)
+    for line in lines:
+        reading.line(line)
+    reading.end()
+    run = reading.run
+    run.unknown += lines.too_long
+    if not run.problem and not run.instructions:
+        run.problem = "no instructions were counted"
+    return run
+
+
+@define
+class _Process:
+    pid: str = ""
+    command: str = ""
+    own: dict[str, int] = field(factory=dict)
+    files: dict[str, str] = field(factory=dict)
+    calls: dict[tuple[str, str], int] = field(factory=dict)
+    """What the calls of caller and callee cost, with what these called in turn."""
+
+    def __str__(self) -> str:
+        return f"process {self.pid} ({self.command[:100]})" if self.pid else "the process"
 
     def inclusive(self) -> dict[str, int]:
         """Cost of each function with what it called.
 
-        The costs of calls within a recursion hold each other. So functions that call each other in
-        a circle are taken for one: all of them have the cost of the circle and of what it calls.
+        The calls within a recursion hold each other's costs. So of functions that call each other
+        in a circle it is the lesser of two upper bounds: what the circle as a whole cost with all
+        that it called, and what the function itself and all its calls cost. Of a function in no
+        circle, and of one that calls but itself, both are exact or the lesser one is.
         """
         # scipy takes a second to import, and only here it is needed
         from scipy.sparse import coo_array  # type: ignore[import-untyped]
@@ -81,37 +108,53 @@ class Process:
             ([1] * len(between), (rows, columns)), shape=(len(names), len(names)), dtype=int
         )
         _, circles = connected_components(graph, connection="strong")
-        cost = [0] * len(names)
+        circle_cost = [0] * len(names)
+        with_calls = dict(self.own)
         for name, own in self.own.items():
-            cost[circles[number[name]]] += own
+            circle_cost[circles[number[name]]] += own
         for (caller, callee), called in self.calls.items():
-            circle = circles[number[caller]] if caller in number else None
-            if circle is not None and (callee not in number or circles[number[callee]] != circle):
-                cost[circle] += called
-        total = self.instructions
-        return {name: min(total, cost[circles[number[name]]]) for name in names}
+            with_calls[caller] += called
+            circle = circles[number[caller]]
+            if callee not in number or circles[number[callee]] != circle:
+                circle_cost[circle] += called
+        total = sum(self.own.values())
+        return {
+            name: min(total, with_calls[name], circle_cost[circles[number[name]]]) for name in names
+        }
 
 
-def processes(file: BinaryIO) -> tuple[list[Process], int]:
-    """The processes of a file, which may be several profiles in a row, and how many lines were not
-    understood.
-    """
-    reading = _Reading()
-    lines = Lines(file)
-    for line in lines:
-        reading.line(line)
-    unknown = reading.unknown + lines.too_long
-    return [each for each in reading.processes.values() if each.own or each.event is not None], (
-        unknown + sum(each.unknown for each in reading.processes.values())
-    )
+@define
+class _Part:
+    """What has to add up."""
+
+    event: int | None = None
+    own: int = 0
+    summary: int | None = None
+    totals: int | None = None
+
+    @property
+    def begun(self) -> bool:
+        return self.event is not None or self.totals is not None
+
+    def problem(self) -> str:
+        """Why it cannot be believed; empty if it can."""
+        if self.event is None:
+            return f"no `events:` line with {_EVENT}: it was cut, or counted something else"
+        stated = self.summary if self.totals is None else self.totals
+        cut = "" if self.totals is not None else "; it was cut"
+        if stated is None:
+            return "it does not say what its costs add up to: it was cut"
+        if stated != self.own:
+            return f"self costs add up to {self.own}, not to the stated {stated}{cut}"
+        return ""
 
 
 @define
 class _Reading:
-    processes: dict[str, Process] = field(factory=dict)
-    unknown: int = 0
-    _at: Process = field(factory=Process)
-    _names: dict[str, dict[str, str]] = field(factory=dict)
+    run: Run = field(factory=Run)
+    _process: _Process = field(factory=_Process)
+    _part: _Part | None = None
+    _names: dict[str, dict[str, str]] = field(factory=lambda: {"fn": {}, "fl": {}})
     """By kind: functions, and files."""
     _function: str | None = None
     _callee: str | None = None
@@ -121,9 +164,15 @@ class _Reading:
     _is_call: bool = False
 
     def line(self, line: str) -> None:
-        if not line or line.startswith("#"):
+        if not line or line[0] == "#":
             if line.startswith("# callgrind format"):
-                self._begin("")
+                self._begin_part()
+                self._names = {"fn": {}, "fl": {}}
+            elif line.startswith(EMPTY):
+                self._trouble(
+                    f"process {line.removeprefix(EMPTY)[:20]} wrote nothing: it was killed, or "
+                    "ran out of memory; all that a run starts has to end by itself or on TERM"
+                )
         elif self._skip:  # the line after a jump is a place, without cost
             self._skip = False
         elif line[0].isdigit() or line[0] in "+-*":
@@ -131,11 +180,38 @@ class _Reading:
         else:
             self._keyed(line)
 
-    def _begin(self, pid: str) -> None:
-        self._at = self.processes.setdefault(pid, Process(pid))
-        self._names = {"fn": {}, "fl": {}}
+    def end(self) -> None:
+        self._end_part()
+        self._end_process()
+
+    def _begin_part(self) -> None:
+        self._end_part()
+        self._part = _Part()
+
+    def _end_part(self) -> None:
+        if self._part is not None and (problem := self._part.problem()):
+            self._trouble(f"{self._process}: {problem}")
+        self._part = None
         self._function = self._callee = None
-        self._file, self._positions, self._is_call = "", 1, False
+        self._file, self._positions = "", 1
+        self._skip = self._is_call = False
+
+    def _end_process(self, next_pid: str = "") -> None:
+        process, run = self._process, self.run
+        if process.own:
+            run.processes += 1
+            _add(run.own, process.own)
+            _add(run.inclusive, process.inclusive())
+            for name, file in process.files.items():
+                if name in run.own:
+                    run.files.setdefault(name, file)
+            words = process.command.split(maxsplit=1)
+            program = words[0].rpartition("/")[2][:_MAX_NAME] if words else ""
+            _add(run.programs, {program or "?": sum(process.own.values())}, _MAX_PROGRAMS)
+        self._process = _Process(next_pid)
+
+    def _trouble(self, problem: str) -> None:
+        self.run.problem = self.run.problem or problem
 
     def _keyed(self, line: str) -> None:
         key, mark, value = line.partition("=")
@@ -144,74 +220,99 @@ class _Reading:
             return
         key, mark, value = line.partition(":")
         if not mark:
-            self.unknown += 1
-        elif key == "pid":
-            self._begin(value.strip())
-        elif key == "events":
-            events = value.split()
-            self._at.event = events.index(_EVENT) if _EVENT in events else None
+            self.run.unknown += 1
+        else:
+            self._header(key, value.strip())
+
+    def _header(self, key: str, value: str) -> None:
+        if key == "pid":
+            if self._part is None or self._part.begun:
+                self._begin_part()
+            if (pid := value[:20]) != self._process.pid:
+                self._end_process(pid)
+        elif key == "cmd":
+            # After exec, another program has the same number.
+            if self._process.command not in ("", value):
+                self._end_process(self._process.pid)
+            self._process.command = value
+        elif key in ("events", "summary", "totals"):
+            self._part = self._part or _Part()
+            if key == "events":
+                events = value.split()
+                self._part.event = events.index(_EVENT) if _EVENT in events else None
+            elif (count := self._count(value.split())) is None:
+                self.run.unknown += 1
+            elif key == "summary":
+                self._part.summary = count
+            else:
+                self._part.totals = count
         elif key == "positions":
             self._positions = max(1, len(value.split()))
-        elif key == "totals":
-            count = self._count(value.split())
-            if count is None:
-                self.unknown += 1
-            else:
-                self._at.totals.append(count)
 
     def _position(self, key: str, value: str) -> None:
         match key:
             case "fl":
                 self._file = self._name("fl", value)
-            case "fi" | "fe" | "cfi" | "cfl":
+            case "fi" | "fe" | "cfi" | "cfl" | "jfi":
+                # Inlined code is its function's; after it there is a `fe` with the function's file.
                 self._name("fl", value)
             case "fn":
                 self._function = self._function_of(value)
                 if self._file not in ("", "???"):
-                    self._at.files.setdefault(self._function, self._file)
+                    self._process.files.setdefault(self._function, self._file)
             case "cfn":
                 self._callee = self._function_of(value)
+            case "jfn":
+                self._name("fn", value)
             case "calls":
                 self._is_call = True
             case "jump" | "jcnd":
                 self._skip = True
-            case "ob" | "cob" | "jfi" | "jfn" | "rec" | "frfn":
+            case "ob" | "cob" | "rec" | "frfn":
                 pass
             case _:
-                self.unknown += 1
+                self.run.unknown += 1
 
     def _function_of(self, text: str) -> str:
         name = _RECURSION.sub("", self._name("fn", text))
-        known = name in self._at.own or len(self._at.own) < _MAX_FUNCTIONS
-        return name if known else OTHERS
+        own = self._process.own
+        return name if name in own or len(own) < _MAX_FUNCTIONS else OTHERS
 
     def _name(self, kind: str, text: str) -> str:
-        names = self._names.setdefault(kind, {})
+        names = self._names[kind]
         number, closed, name = text.partition(")")
         if not closed or not number.startswith("("):
-            return text or "???"
-        if name.strip() and (number in names or len(names) < 2 * _MAX_FUNCTIONS):
-            names[number] = name.strip()
+            return text[:_MAX_NAME] or "???"
+        name = name.strip()[:_MAX_NAME]
+        if name and (number in names or len(names) < 2 * _MAX_FUNCTIONS):
+            names[number] = name
         return names.get(number, "???")
 
     def _cost(self, line: str) -> None:
         count = self._count(line.split()[self._positions :])
         is_call, self._is_call = self._is_call, False
-        if self._function is None or count is None:
-            self.unknown += 1
+        if self._part is None or self._function is None or count is None:
+            self.run.unknown += 1
         elif not is_call:
-            own = self._at.own
+            own = self._process.own
             own[self._function] = own.get(self._function, 0) + count
+            self._part.own += count
         elif self._callee is not None:
-            call = self._function, self._callee
-            if call in self._at.calls or len(self._at.calls) < _MAX_CALLS:
-                self._at.calls[call] = self._at.calls.get(call, 0) + count
-            self._at.own.setdefault(self._function, 0)
+            calls, call = self._process.calls, (self._function, self._callee)
+            if call in calls or len(calls) < _MAX_CALLS:
+                calls[call] = calls.get(call, 0) + count
+            self._process.own.setdefault(self._function, 0)
 
     def _count(self, columns: list[str]) -> int | None:
-        event = self._at.event
+        event = self._part.event if self._part is not None else None
         if event is None:
             return None
         # Trailing costs that are zero may be left out.
         text = columns[event] if event < len(columns) else "0"
         return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
+
+
+def _add(sums: dict[str, int], more: dict[str, int], limit: int = _MAX_FUNCTIONS) -> None:
+    for name, count in more.items():
+        known = name if name in sums or len(sums) < limit else OTHERS
+        sums[known] = sums.get(known, 0) + count

@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from aiopt.profilers.callgrind import Callgrind
-from aiopt.protocols import Command, Failed, Measured, NotAvailable
+from aiopt.protocols import Command, Failed, Measured, NotAvailable, Service, Workspace
 
 from .hostile import check_total, contents
 from .programs import Printed, compiled, opened, profiled
@@ -27,9 +27,9 @@ def value(result: Measured, name: str) -> float:
     return result.scalars[name].value
 
 
-def profile(body: str, total: int, pid: int = 1) -> bytes:
-    head = f"# callgrind format\nversion: 1\npid: {pid}\npositions: line\nevents: Ir\n"
-    return f"{head}summary: {total}\n\n{body}\ntotals: {total}\n".encode()
+def profile(body: str, total: int, pid: int = 1, command: str = "x") -> bytes:
+    head = f"# callgrind format\nversion: 1\npid: {pid}\ncmd:  {command}\npart: 1\n"
+    return f"{head}events: Ir\nsummary: {total}\n\n{body}\ntotals: {total}\n".encode()
 
 
 def test_the_figures_are_those_of_callgrind_annotate() -> None:
@@ -60,9 +60,18 @@ def test_costs_that_do_not_add_up_are_a_failure() -> None:
 
 
 def test_a_cut_profile_is_a_failure() -> None:
-    result = Callgrind().parse(contents(PROFILE[: PROFILE.index(b"totals:")]))
+    for end in (PROFILE.index(b"events:"), len(PROFILE) // 2):
+        for rest in (b"", b"\n" + PROFILE):
+            result = Callgrind().parse(contents(PROFILE[:end] + rest))
+            assert isinstance(result, Failed)
+            assert "it was cut" in result.reason
+            assert "process 2149 (/srv/demo/bin/det)" in result.reason
+
+
+def test_a_process_that_was_killed_is_a_failure() -> None:
+    result = Callgrind().parse(contents(b"# empty: 4711\n" + PROFILE))
     assert isinstance(result, Failed)
-    assert "cut" in result.reason
+    assert "process 4711 wrote nothing" in result.reason
 
 
 def test_no_profile_is_a_failure() -> None:
@@ -113,21 +122,32 @@ def test_addresses_jumps_and_several_events_are_read() -> None:
         "ob=/bin/x\nfl=(1) a.c\nfn=(1) f\n0x10 3 7\njump=5 0x20 9\n0x14 4\njcnd=3/5 +3 *\n+4 *\n"
         "+8 * 5\nfi=(2) b.h\n* +1 2 9\nfe=(1)\n-4 -1 1"
     )
-    text = profile(body, 15).replace(b"positions: line", b"positions: instr line")
-    text = text.replace(b"events: Ir", b"events: Dr Ir").replace(b"totals: 15", b"totals: 9 16")
+    text = profile(body, 15).replace(b"events: Ir", b"positions: instr line\nevents: Dr Ir")
+    text = text.replace(b"summary: 15", b"summary: 9 16").replace(b"totals: 15", b"totals: 9 16")
     result = measured(text.replace(b"\n0x10 3 7", b"\n0x10 3 2 7").replace(b" * 5", b" * 5 0"))
     assert value(result, "instructions") == 16
     assert result.notes == ()
 
 
-def test_of_several_processes_the_largest_counts_and_the_others_are_noted() -> None:
-    shell = profile("fn=(1) sh\n1 30", 30, pid=1)
-    program = profile("fn=(1) work\n1 70", 70, pid=2) + profile("fn=(9) work\n1 5", 5, pid=2)
-    result = measured(shell + program)
-    assert value(result, "instructions") == 75
-    assert result.notes == (
-        "run 1 had 1 other processes; they executed 30 instructions, which are left out",
-    )
+def test_the_processes_of_a_run_add_up() -> None:
+    script = profile("fn=(1) sh\n1 28", 28, 1, "sh -c x") + profile("", 0, 1, "sh -c x")
+    # By exec, as the same process; a forked child; and names of one are not those of another.
+    program = profile("fn=(1) work\n1 70", 70, 1, "/a/x 5") + profile("fn=f\n1 2", 2, 2, "/a/x 5")
+    result = measured(script + program)
+    assert value(result, "instructions") == 100
+    assert value(result, "instructions[work]") == 70
+    assert result.notes == ("3 processes; of the instructions: x 72.0%, sh 28.0%",)
+
+
+def test_the_parts_of_a_process_add_up() -> None:
+    first = profile("fn=(1) main\n1 5\ncfn=(2) work\ncalls=1 9\n1 60\nfn=(2)\n9 60", 65)
+    second = profile("fn=(1) main\n1 3\ncfn=(2) work\ncalls=1 9\n1 10\nfn=(2)\n9 10", 13)
+    result = measured(first + second)
+    assert value(result, "instructions") == 78
+    assert value(result, "instructions[work]") == 70
+    assert value(result, "instructions_inclusive[main]") == 78
+    assert value(result, "instructions_inclusive[work]") == 70
+    assert result.notes == ()
 
 
 def test_of_several_runs_the_mean_is_given() -> None:
@@ -190,30 +210,48 @@ async def test_the_counts_of_threads_repeat_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_script_that_starts_the_program_is_not_in_the_way(tmp_path: Path) -> None:
+async def test_a_script_and_what_the_program_forks_are_counted_once(tmp_path: Path) -> None:
     program = compiled("counted", tmp_path)
     async with opened(tmp_path) as workspace:
-        script = 'x=$(cat /dev/null); (:); "$0" fork; true'
+        alone, _ = await profiled(Callgrind(), workspace, program)
+        await workspace.new_run("script")
+        script = 'x=$(cat /dev/null); (:); /nowhere; "$0" fork; true'
         result, _ = await profiled(Callgrind(), workspace, "sh", "-c", script, program)
+    assert isinstance(alone, Measured)
     assert isinstance(result, Measured)
     assert result.findings[0].where == "first"
-    # The child's half as long loop is not the program's.
-    ratio = value(result, "instructions[first]") / value(result, "instructions[second]")
-    assert ratio == pytest.approx(3, rel=0.01)
+    for name in ("instructions[first]", "instructions[fibonacci]", "instructions_inclusive[first]"):
+        assert value(result, name) == value(alone, name)
+    # The child's loop is half as long as the parent's.
+    half = (value(alone, "instructions[second]") - 5) / 2
+    assert value(result, "instructions[second]") == value(alone, "instructions[second]") + half + 5
+    assert value(result, "instructions_inclusive[main]") < 1.2 * value(alone, "instructions")
+    (note,) = result.notes
+    assert re.fullmatch(r"6 processes; .*: counted 8\d\.\d%, cat .*, sh .*", note), note
+
+
+async def available(workspace: Workspace) -> None:
+    if (missing := await Callgrind().probe(workspace)) is not None:
+        pytest.skip(f"needs valgrind: {missing.reason}; {missing.fix}")
+
+
+async def until_done(service: Service, printed: Printed) -> None:
+    with anyio.fail_after(30):
+        while "done" not in printed.texts["stdout"]:
+            assert not service.exited(), printed
+            await anyio.sleep(0.05)
 
 
 @pytest.mark.anyio
-async def test_a_service_that_is_ended_leaves_its_profile(tmp_path: Path) -> None:
+@pytest.mark.parametrize("script", ['exec "$0" serve', '"$0" serve; true', '"$0" serve & wait'])
+async def test_a_service_that_is_ended_leaves_its_profile(tmp_path: Path, script: str) -> None:
     program = compiled("counted", tmp_path)
     async with opened(tmp_path) as workspace:
-        if (missing := await Callgrind().probe(workspace)) is not None:
-            pytest.skip(f"needs valgrind: {missing.reason}; {missing.fix}")
+        await available(workspace)
         printed = Printed()
-        command = Command(argv=("sh", "-c", 'exec "$0" serve', program))
+        command = Command(argv=("sh", "-c", script, program))
         service = await workspace.start(Callgrind().wrap(command, "{run}/out"), printed)
-        with anyio.fail_after(30):
-            while "done" not in printed.texts["stdout"]:  # noqa: ASYNC110  (there is no event)
-                await anyio.sleep(0.05)
+        await until_done(service, printed)
         done = await service.stop(20.0)
         assert done.signal == 15 or done.exit_code == 143
         assert (await workspace.run(Callgrind().finish("{run}/out"), printed)).ok
@@ -223,14 +261,50 @@ async def test_a_service_that_is_ended_leaves_its_profile(tmp_path: Path) -> Non
 
 
 @pytest.mark.anyio
+async def test_what_a_script_leaves_running_is_counted_too(tmp_path: Path) -> None:
+    program = compiled("counted", tmp_path)
+    async with opened(tmp_path) as workspace:
+        script = '"$0" serve >"$TMPDIR/out" & while [ ! -s "$TMPDIR/out" ]; do sleep 0.1; done'
+        result, _ = await profiled(Callgrind(), workspace, "sh", "-c", script, program)
+    assert isinstance(result, Measured)
+    assert value(result, "instructions[first]") > 3 * 300_000
+
+
+@pytest.mark.anyio
+async def test_a_service_that_is_killed_is_a_failure(tmp_path: Path) -> None:
+    program = compiled("counted", tmp_path)
+    async with opened(tmp_path) as workspace:
+        await available(workspace)
+        printed = Printed()
+        command = Callgrind().wrap(Command(argv=(program, "serve")), "{run}/out")
+        service = await workspace.start(command, printed)
+        await until_done(service, printed)
+        await service.stop(0.0)
+        assert (await workspace.run(Callgrind().finish("{run}/out"), printed)).ok
+        await workspace.get("{run}/out", tmp_path / "out")
+    result = Callgrind().parse(contents((tmp_path / "out").read_bytes()))
+    assert isinstance(result, Failed)
+    assert "wrote nothing" in result.reason
+
+
+@pytest.mark.anyio
 async def test_the_exit_code_is_the_programs(tmp_path: Path) -> None:
     program = compiled("counted", tmp_path)
     async with opened(tmp_path) as workspace:
-        if (missing := await Callgrind().probe(workspace)) is not None:
-            pytest.skip(f"needs valgrind: {missing.reason}; {missing.fix}")
-        command = Command(argv=(program, "fail"))
-        done = await workspace.run(Callgrind().wrap(command, "{run}/out"), Printed())
-    assert done.exit_code == 7
+        await available(workspace)
+        for argv in ((program, "fail"), ("sh", "-c", '"$0" fail', program)):
+            done = await workspace.run(Callgrind().wrap(Command(argv=argv), "{run}/out"), Printed())
+            assert done.exit_code == 7
+
+
+@pytest.mark.anyio
+async def test_the_source_has_no_say_in_what_is_counted(tmp_path: Path) -> None:
+    program = compiled("counted", tmp_path)
+    async with opened(tmp_path) as workspace:
+        (tmp_path / "source" / ".valgrindrc").write_text("--callgrind:zero-before=second\n")
+        result, _ = await profiled(Callgrind(), workspace, program)
+    assert isinstance(result, Measured)
+    assert value(result, "instructions[first]") > 3 * 300_000
 
 
 @pytest.mark.anyio
