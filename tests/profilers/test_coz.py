@@ -252,6 +252,10 @@ def test_files_of_one_name_are_told_apart() -> None:
 def test_whatever_the_file_holds_the_answer_is_a_value() -> None:
     check_total(Coz().parse, read("serial-70-30.coz"))
     check_total(Coz().parse, read("head-serial.jsonl.coz"))
+    lines = beside(("/b/x", "")) + read("serial-70-30.coz") + b"aiopt-end\n"
+    check_total(Coz().parse, lines)
+    for odd in (b"aiopt-load\tran=-1\twaited=1e999\n", b"aiopt-program\n", b"aiopt-x\tpath=\n"):
+        assert "1 lines were not understood" in measured(odd + lines).notes
 
 
 def test_numbers_do_not_depend_on_chance() -> None:
@@ -475,6 +479,18 @@ async def test_a_progress_point_that_is_not_reached_is_named(tmp_path: Path) -> 
     async with opened(tmp_path) as workspace:
         result, _ = await profiled(Coz(), workspace, program)
     assert isinstance(result, Inconclusive)
+
+
+@pytest.mark.anyio
+async def test_a_program_without_progress_points_can_be_named(tmp_path: Path) -> None:
+    """Where they are in a library; here there are none at all, but coz has looked."""
+    program = compiled("phases", tmp_path)
+    async with opened(tmp_path) as workspace:
+        profiler = Coz(program="*/phases")
+        argv = ("sh", "-c", '"$0" compute=300; true', program)
+        result, _ = await profiled(profiler, workspace, *argv)
+    assert isinstance(result, Inconclusive)
+    assert result.reason.startswith("no experiments: no progress point was reached")
 
 
 @pytest.mark.anyio
