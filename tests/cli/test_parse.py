@@ -41,6 +41,21 @@ def test_benchmark_output_is_read_too() -> None:
     assert json.loads(done.stdout)["scalars"]["wall_ms"]["value"] == 12
 
 
+def test_several_files_are_runs_of_a_benchmark() -> None:
+    files = [str(DATA.parent / "db_bench" / name) for name in ("01_plain.txt", "03_histogram.txt")]
+    done = invoke("parse", "--with", "db_bench", *files, "--json")
+    assert done.exit_code == 0, done.output
+    scalars = json.loads(done.stdout)["scalars"]
+    throughput = scalars["readrandom.ops_per_sec"]
+    assert (throughput["unit"], throughput["high"]) == ("1/s", 158297)
+    assert throughput["low"] < throughput["value"] < throughput["high"]
+    assert scalars["fillrandom.write.p99_us"]["value"] == 18.34
+    missing = str(DATA.parent / "db_bench" / "08_use_existing_missing.txt")
+    done = invoke("parse", "--with", "db_bench", missing)
+    assert done.exit_code == 1
+    assert "is the database there?" in done.output
+
+
 def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
     file = tmp_path / "x"
     file.write_bytes(b"x")
