@@ -55,7 +55,7 @@ static int is_elf(struct bytes file) {
         && file.at[EI_CLASS] == ELFCLASS64;
 }
 
-static struct bytes section(struct bytes file, const char *name) {
+static struct bytes section(struct bytes file, const char *name, int *compressed) {
     const Elf64_Ehdr *head = (const void *)file.at;
     struct bytes none = {0, 0};
     struct bytes table = part(file, head->e_shoff, head->e_shnum * sizeof(Elf64_Shdr));
@@ -65,8 +65,10 @@ static struct bytes section(struct bytes file, const char *name) {
     struct bytes names = part(file, of_names->sh_offset, of_names->sh_size);
     for (int i = 0; i < head->e_shnum; i++) {
         struct bytes own = part(names, all[i].sh_name, strlen(name) + 1);
-        if (own.size && !memcmp(own.at, name, own.size) && all[i].sh_type != SHT_NOBITS)
+        if (own.size && !memcmp(own.at, name, own.size) && all[i].sh_type != SHT_NOBITS) {
+            *compressed = (all[i].sh_flags & SHF_COMPRESSED) != 0;
             return part(file, all[i].sh_offset, all[i].sh_size);
+        }
     }
     return none;
 }
@@ -79,9 +81,8 @@ static int has_interpreter(struct bytes file) {
     return 0;
 }
 
-/* The newest DWARF version of any unit; 0 without debug information. */
-static unsigned dwarf(struct bytes file) {
-    struct bytes units = section(file, ".debug_info");
+/* The newest DWARF version of any unit. */
+static unsigned dwarf(struct bytes units) {
     unsigned newest = 0;
     for (uint64_t at = 0; at + 14 < units.size;) {
         uint32_t size;
@@ -101,11 +102,15 @@ static unsigned dwarf(struct bytes file) {
 }
 
 static const char *problem_of(struct bytes file) {
-    unsigned version = dwarf(file);
-    if (!version) return "no-debug-info";
+    int compressed = 0;
+    struct bytes units = section(file, ".debug_info", &compressed);
+    /* As GNU's tools once did it. */
+    if (!units.size && section(file, ".zdebug_info", &compressed).size) compressed = 1;
+    if (!units.size && !compressed) return "no-debug-info";
     if (getenv("AIOPT_COZ_NEW")) return "";
-    if (version >= 5) return "dwarf-5";
-    struct bytes kinds = section(file, ".debug_abbrev");
+    if (compressed) return "compressed";
+    if (dwarf(units) >= 5) return "dwarf-5";
+    struct bytes kinds = section(file, ".debug_abbrev", &compressed);
     /* DW_AT_GNU_locviews, as LEB128. */
     if (kinds.size && memmem(kinds.at, kinds.size, "\xb7\x42", 2)) return "location-views";
     return "";
@@ -191,8 +196,8 @@ __attribute__((constructor)) static void begin(int count, char **argv) {
     const char *problem = wanted ? problem_of(file) : "";
     if (file.size) munmap((void *)file.at, file.size);
     remember(path, problem, wanted);
-    /* coz 0.2.2 aborts on DWARF 5. */
-    if (wanted && strcmp(problem, "dwarf-5")) {
+    /* coz 0.2.2 aborts on these. */
+    if (wanted && strcmp(problem, "dwarf-5") && strcmp(problem, "compressed")) {
         char name[4200];
         snprintf(name, sizeof name, "%.4096s.profile.%d", getenv("AIOPT_COZ_OUT"), (int)getpid());
         setenv("COZ_OUTPUT", name, 1);

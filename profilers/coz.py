@@ -36,6 +36,10 @@ _PROBLEMS = {
         "its debug information is DWARF 5, on which coz 0.2.2 aborts, so it ran without coz",
         _REBUILD,
     ),
+    "compressed": (
+        "its debug information is compressed, which coz 0.2.2 cannot read, so it ran without coz",
+        "build and link with -gz=none",
+    ),
     "location-views": (
         "coz 0.2.2 cannot read the variable location views in its debug information",
         _REBUILD,

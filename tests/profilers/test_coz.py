@@ -282,6 +282,7 @@ def unavailable(*files: bytes) -> NotAvailable:
     ("problem", "reason", "fix"),
     [
         ("dwarf-5", "DWARF 5", "-gdwarf-4"),
+        ("compressed", "compressed", "-gz=none"),
         ("location-views", "location views", "-gno-variable-location-views"),
         ("no-debug-info", "no debug information", "do not strip"),
         ("static", "linked statically", "without -static"),
@@ -441,18 +442,29 @@ def slopes(result: Measured) -> list[str]:
     ("flags", "reason", "fix"),
     [
         (("-gdwarf-5",), "DWARF 5", "-gdwarf-4"),
+        (("-gz",), "compressed", "-gz=none"),
+        (("-gz=zlib-gnu",), "compressed", "-gz=none"),
         (("-gvariable-location-views",), "location views", "-gno-variable-location-views"),
         (("-g0",), "no debug information", "-g "),
         (("-s",), "no debug information", "do not strip"),
         (("-static",), "linked statically", "without -static"),
         (("-UWITH_COZ",), "no program was started that has a progress point", "COZ_PROGRESS"),
     ],
-    ids=["dwarf-5", "location-views", "no-debug-info", "stripped", "static", "no-progress-point"],
+    ids=[
+        "dwarf-5",
+        "gz",
+        "zdebug",
+        "location-views",
+        "no-debug-info",
+        "stripped",
+        "static",
+        "no-progress-point",
+    ],
 )
 async def test_what_coz_passes_over_is_named_with_its_cause(
     tmp_path: Path, flags: tuple[str, ...], reason: str, fix: str
 ) -> None:
-    """Without us coz exits with 0 and no experiments, but for DWARF 5, where it aborts."""
+    """Without us coz exits with 0 and no experiments, but for the first two, where it aborts."""
     program = compiled("phases", tmp_path, "-DWITH_COZ", "-ldl", "-Wno-error", *flags)
     async with opened(tmp_path) as workspace:
         argv = (program, "compute=300", "work=100")
