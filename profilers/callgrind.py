@@ -22,7 +22,8 @@ _FORKS = ("fork", "fork@*", "__fork", "__libc_fork", "vfork", "vfork@*", "__vfor
 
 # A script that gets TERM is gone before what it started has written its profile, and with the first
 # process of a command the others are killed. So a shell that stays is the first. What outlives a
-# script that ended by itself gets TERM, for it would only be killed.
+# script that ended by itself gets TERM, for it would only be killed. The end of stderr is what is
+# shown of a run that failed.
 _STAY = """
 others() {
     left=
@@ -44,6 +45,14 @@ while [ "$left" ] && { [ "$term" ] || [ $tries -gt 0 ]; }; do
     sleep 0.1
     others
 done
+if [ $code = 132 ]; then
+    echo "SIGILL: for an instruction that valgrind does not know, build without -march=native"
+elif [ $code != 0 ]; then
+    for file in "$0".process.*; do
+        [ ! -e "$file" ] || [ -s "$file" ] || echo "a process was killed, or out of memory:" \
+            "under valgrind it can take twice as much, or more"
+    done
+fi >&2
 exit $code
 """
 
@@ -112,7 +121,7 @@ class Callgrind:
         forks = [f"--dump-before={function}" for function in _FORKS]
         out = f"--callgrind-out-file={output.replace('%', '%%')}.process.%p"
         argv = (*tool, "--trace-children=yes", *forks, out, *command.argv)
-        return evolve(command, argv=("sh", "-c", _STAY, "callgrind", *argv))
+        return evolve(command, argv=("sh", "-c", _STAY, output, *argv))
 
     def finish(self, output: str) -> Command:
         return Command(argv=("sh", "-c", _JOIN, output), timeout=60.0, label="callgrind")

@@ -298,6 +298,30 @@ async def test_the_exit_code_is_the_programs(tmp_path: Path) -> None:
 
 
 @pytest.mark.anyio
+async def test_a_run_that_failed_ends_with_what_to_do(tmp_path: Path) -> None:
+    program = compiled("counted", tmp_path)
+    async with opened(tmp_path) as workspace:
+        await available(workspace)
+        for script, hint in (
+            ("kill -ILL $$", "build without -march=native"),
+            ('ulimit -v 60000; exec "$0"', "out of memory"),
+        ):
+            printed, command = Printed(), Command(argv=("sh", "-c", script, program))
+            done = await workspace.run(Callgrind().wrap(command, "{run}/out"), printed)
+            assert not done.ok
+            assert hint in printed.texts["stderr"].splitlines()[-1]
+
+
+@pytest.mark.anyio
+async def test_the_version_is_said(tmp_path: Path) -> None:
+    async with opened(tmp_path) as workspace:
+        await available(workspace)
+        printed = Printed()
+        await workspace.run(Callgrind().version(), printed)
+    assert printed.texts["stdout"].startswith("valgrind-")
+
+
+@pytest.mark.anyio
 async def test_the_source_has_no_say_in_what_is_counted(tmp_path: Path) -> None:
     program = compiled("counted", tmp_path)
     async with opened(tmp_path) as workspace:
