@@ -138,7 +138,7 @@ class _Reading:
             yield from self._result(found, number)
         elif found := _SKIPPED.match(line):
             self.benchmark = self.block = ""
-            yield Problem(f"{found[1]}.ops_per_sec", found[2], number, "db_bench skipped it")
+            yield Problem(found[1], found[2], number, "db_bench skipped it")
         elif found := _WARMING.match(line):
             self.warming = int(found[1])
         elif _INTERIM.search(line):
@@ -187,7 +187,7 @@ class _Reading:
         }
         for why in (why for why, holds in nothing.items() if holds):
             printed = message[0] if message else f"{found['ops_per_sec']} ops/sec"
-            yield Problem(f"{name}.ops_per_sec", printed, number, why)
+            yield Problem(name, printed, number, why)
             return
         self.benchmark = name
         for key in ("micros_per_op", "ops_per_sec", "seconds", "operations"):

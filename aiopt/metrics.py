@@ -62,7 +62,8 @@ def parse(format: str | Parser, text: str, wanted: Mapping[str, MetricKind]) -> 
 
     *format* is a name in FORMATS, or a parser. *wanted* says which metrics must be there, and which
     of them are digests. A digest that was printed with two values is a problem, so is a wanted
-    metric that was not printed. Of a parser that raises no number is kept.
+    metric that was not printed; a problem with its benchmark is the reason. Of a parser that raises
+    no number is kept.
 
     Raises:
         ConfigError: no format has this name.
@@ -105,7 +106,7 @@ def parse(format: str | Parser, text: str, wanted: Mapping[str, MetricKind]) -> 
         why = f"the parser failed: {type(error).__name__}: {error}"
         problems.append(Problem("", "", why=why))
     named = {*samples, *texts, *(problem.metric for problem in problems)}
-    problems += [Problem(name, "", why="not printed") for name in wanted if name not in named]
+    problems += [_missing(name, problems) for name in wanted if name not in named]
     return Parsed({name: tuple(values) for name, values in samples.items()}, texts, tuple(problems))
 
 
@@ -277,6 +278,14 @@ def _number(value: float | str) -> float | None:
         return None
     number = float(value)
     return number if math.isfinite(number) else None
+
+
+def _missing(name: str, problems: list[Problem]) -> Problem:
+    """Why a wanted metric is not there: what is said of a benchmark is said of all it measures."""
+    for problem in problems:
+        if problem.metric and name.startswith(f"{problem.metric}."):
+            return Problem(name, problem.found, problem.line, problem.why)
+    return Problem(name, "", why="not printed")
 
 
 def _name(text: str) -> str:

@@ -139,7 +139,10 @@ def test_histograms_of_statistics_have_percentiles_count_and_sum() -> None:
 def test_what_found_nothing_has_measured_nothing() -> None:
     parsed = read("08")
     assert not parsed.samples
-    assert "readrandom.ops_per_sec: '(0 of 1000 found)'" in problems(parsed)
+    assert "readrandom: '(0 of 1000 found)'" in problems(parsed)
+    wanted = parse("db_bench", content("08"), {"readrandom.found_ratio": "number", "x": "number"})
+    assert "readrandom.found_ratio: '(0 of 1000 found)': it found nothing" in problems(wanted)
+    assert "x: not printed" in problems(wanted)
     result = result_of("db_bench", [content("08")])
     assert isinstance(result, Failed)
     assert "is the database there?" in result.reason
@@ -168,8 +171,8 @@ def test_reading_without_finding_does_not_count(message: str, counts: bool) -> N
 def test_what_took_no_time_or_was_skipped_has_no_numbers() -> None:
     parsed = read("18")
     assert "'-9223372036854775808 ops/sec': it took no time" in problems(parsed)
-    assert "seekrandom.ops_per_sec: '(0 of 3000 found)'" in problems(parsed)
-    assert "mergerandom.ops_per_sec: 'skipped (--merge_operator is unknown)'" in problems(parsed)
+    assert "seekrandom: '(0 of 3000 found)'" in problems(parsed)
+    assert "mergerandom: 'skipped (--merge_operator is unknown)'" in problems(parsed)
     assert {name.partition(".")[0] for name in parsed.samples} == {"timeseries_write"}
 
 

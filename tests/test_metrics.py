@@ -58,6 +58,16 @@ class TestParse:
         parsed = parse("lines", "ops=1", {"ops": "number", "p99": "number", "sum": "digest"})
         assert [str(p) for p in parsed.problems] == ["p99: not printed", "sum: not printed"]
 
+    def test_the_problem_of_a_benchmark_is_that_of_its_metrics(self) -> None:
+        """A wanted metric of a benchmark that failed says why, not just that it was not printed."""
+        text = google(error_occurred=True, error_message="no device")
+        parsed = parse("google-benchmark", text, {"BM.real_time": "number", "BMX.time": "number"})
+        assert [str(p) for p in parsed.problems] == [
+            "BM: 'no device': the benchmark failed",
+            "BM.real_time: 'no device': the benchmark failed",
+            "BMX.time: not printed",
+        ]
+
     @pytest.mark.parametrize(
         "value",
         ["nan", "inf", "-inf", "1e999", "", "1_000", "0x10", "1,5", "٣", "12ms", "--1", "."],

@@ -50,8 +50,8 @@ def parse(
     """Read what a profiler or a benchmark printed: the same result as in a campaign.
 
     NAME is a profiler (`aiopt plugins profilers`) or a format of benchmark output: lines,
-    google-benchmark, hyperfine, pytest-benchmark, db_bench and others. Several files are several
-    runs, taken together. `-` is standard input.
+    colon-lines, json, jsonl, google-benchmark, hyperfine, pytest-benchmark, criterion, db_bench.
+    Several files are several runs, taken together. `-` is standard input.
 
     \b
     Examples:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from aiopt.metrics import FORMATS
 from tests.cli.conftest import invoke
 
 DATA = Path(__file__).parent.parent / "data" / "profilers"
@@ -54,6 +55,11 @@ def test_several_files_are_runs_of_a_benchmark() -> None:
     done = invoke("parse", "--with", "db_bench", missing)
     assert done.exit_code == 1
     assert "is the database there?" in done.output
+
+
+def test_help_names_every_format() -> None:
+    words = "".join(invoke("parse", "--help").output.split())  # lines end at hyphens too
+    assert not [name for name in FORMATS if f"{name}," not in words and f",{name}." not in words]
 
 
 def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
