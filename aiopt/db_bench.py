@@ -115,6 +115,7 @@ def db_bench(text: str) -> Iterator[Found | Problem]:
 @define
 class _Reading:
     results: int = 0
+    """Without those of warm-ups."""
     last: str = ""
     """The latest line that is nothing known: where there is no result, it may say why."""
     warming: int = 0
@@ -133,7 +134,6 @@ class _Reading:
 
     def line(self, line: str, number: int) -> Iterator[Found | Problem]:
         if found := _RESULT.match(line):
-            self.results += 1
             self.block, self.in_context, self.interim = "", False, False
             yield from self._result(found, number)
         elif found := _SKIPPED.match(line):
@@ -171,6 +171,7 @@ class _Reading:
         if self.warming:
             self.warming -= 1
             return
+        self.results += 1
         message = _MESSAGE.search(rest)
         counts = {key.lower(): n for key, n in _COUNTED.findall(message[1])} if message else {}
         of = _OF.search(rest)
@@ -180,7 +181,10 @@ class _Reading:
             found_none = int(of[2]) == 0 and (of[1] == "(" or int(of[3]) > 0)
         nothing = {
             "it did nothing": found["operations"] == "0",
-            "it took no time that can be told": found["ops_per_sec"].startswith("-"),
+            # A time of 0 is infinitely many per second, which db_bench prints as less than 0.
+            "it took no time that can be told": (
+                found["ops_per_sec"].startswith("-") or _ZERO.fullmatch(found["micros_per_op"])
+            ),
             "it found nothing, so it measured nothing: is the database there?": (
                 found_none and "missing" not in name
             ),

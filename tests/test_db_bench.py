@@ -238,6 +238,8 @@ def test_warm_ups_do_not_count() -> None:
     assert samples["fill.micros_per_op"] == (3,)
     assert samples["fill.write.average_us"] == (3,)
     assert samples["fill.write.p50_us"] == (3,)
+    only = text.partition("fill : 3 ")[0]
+    assert NO_RESULT in problems(read_text(only))
 
 
 def test_progress_and_older_versions_are_read() -> None:
