@@ -415,7 +415,7 @@ async def test_the_line_that_counts_is_told_from_one_that_does_not(tmp_path: Pat
             if runs > 1 and isinstance(result, Measured) and len(slopes(result)) == 2:
                 break
     if isinstance(result, Inconclusive) and "host busy" in result.reason:
-        pytest.skip(f"needs a machine that is less busy: {result.reason}")
+        pytest.skip(f"the machine is too busy: {result.reason}")
     assert isinstance(result, Measured), result
     first, second = result.findings
     assert (first.where, first.what) == (f"phases.c:{critical}", "opportunity")

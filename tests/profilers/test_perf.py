@@ -174,7 +174,7 @@ def test_deep_and_huge_json_is_no_exception() -> None:
 async def test_the_hot_function_of_a_real_program_is_found(tmp_path: Path) -> None:
     program = compiled("phases", tmp_path)
     async with opened(tmp_path) as workspace:
-        result, printed = await profiled(Perf(), workspace, program, "compute=400")
+        result, printed = await profiled(Perf(), workspace, program, "compute=1200")
     assert isinstance(result, Measured)
     assert [each.where for each in result.findings[:2]] == ["critical", "irrelevant"]
     critical, irrelevant = (
@@ -190,7 +190,7 @@ def _within(scalar: Scalar, truth: float) -> bool:
     """With some room: what is measured depends on what else runs on the machine."""
     assert scalar.low is not None
     assert scalar.high is not None
-    return scalar.low - 0.03 < truth < scalar.high + 0.03
+    return scalar.low - 0.05 < truth < scalar.high + 0.05
 
 
 @pytest.mark.anyio
