@@ -9,14 +9,14 @@
     5596de8ac000-5596de8ad000 r-xp 00001000 fe:00 1843311     /srv/demo/bin/alloc
 
 Symbols, where there are any, come first (`--- symbol`, `0xaddress name--inlined`;
-`--- heap`). Several dumps may follow each other in one file.
+`--- heap`), and among them what `_heap_names` has to say (`# note: …`). Several dumps may follow
+each other in one file.
 """
 
 import math
 import re
 from bisect import bisect_right
-from collections.abc import Iterator
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from attrs import define, field, frozen
 
@@ -33,11 +33,15 @@ _MAPPED = re.compile(
     r"([0-9a-f]{1,16})-([0-9a-f]{1,16}) ..x. ([0-9a-f]{1,16}) [0-9a-f:]+ [0-9]+ +(\S.*)$"
 )
 _SYMBOL = re.compile(r"(0x[0-9a-f]{1,16}) +(\S.*)$")
+_SAID = re.compile(r"# (note|not available|inconclusive): (\S.*)$")
 _NUMBERED = re.compile(r"<[0-9a-f]{16}>")
 """What jeprof appends to tell equal names apart."""
 
 _MAX_STACKS = 1 << 17
-_MAX_SYMBOLS = 1 << 20
+_MAX_MAPS = 1 << 16
+_MAX_TEXT = 64 << 20
+"""Characters of the stacks of one dump, and of the symbols of a file."""
+_MAX_SYMBOL = 4000
 _MAX_DEPTH = 256
 
 
@@ -47,9 +51,9 @@ class Estimate:
 
     objects: float
     bytes: float
-    variance: float
-    """Of the bytes (Horvitz & Thompson, JASA 47 (1952) 663): an object that is much larger than the
-    sampling period is always seen, and adds none."""
+    noise: float
+    """Relative variance of both (Horvitz & Thompson, JASA 47 (1952) 663): an object that is much
+    larger than the sampling period is always seen, and adds none."""
 
 
 def unsampled(objects: int, size: int, period: int) -> Estimate:
@@ -60,8 +64,7 @@ def unsampled(objects: int, size: int, period: int) -> Estimate:
     if not objects or not size:
         return Estimate(float(objects), float(size), 0.0)
     seen = -math.expm1(-(size / objects) / period)
-    estimate = size / seen
-    return Estimate(objects / seen, estimate, estimate * estimate * (1 - seen) / objects)
+    return Estimate(objects / seen, size / seen, (1 - seen) / objects)
 
 
 @define
@@ -72,14 +75,24 @@ class Dump:
     stacks: dict[str, list[int]] = field(factory=dict)
     """Addresses (leaf first, as printed) to live objects and bytes, accumulated objects and bytes.
     """
+    text: int = 0
     left_out: int = 0
 
-    @property
+    def add(self, stack: str, counts: list[int]) -> None:
+        """Count for a stack; one that there is no more room for is left out."""
+        known = self.stacks.get(stack)
+        if known is not None:
+            self.stacks[stack] = [a + b for a, b in zip(known, counts, strict=True)]
+        elif len(self.stacks) < _MAX_STACKS and self.text + len(stack) <= _MAX_TEXT:
+            self.stacks[stack] = counts
+            self.text += len(stack)
+        else:
+            self.left_out += 1
+
     def live(self) -> float:
         """Estimated live bytes."""
         return math.fsum(unsampled(n[0], n[1], self.period).bytes for n in self.stacks.values())
 
-    @property
     def accumulated(self) -> float:
         """Estimated bytes of all allocations; 0 without `prof_accum`."""
         return math.fsum(unsampled(n[2], n[3], self.period).bytes for n in self.stacks.values())
@@ -87,26 +100,38 @@ class Dump:
 
 @define
 class Heap:
-    """The dumps of one program, and what its addresses mean."""
+    """What the dumps of one program say, and what its addresses mean."""
 
-    dumps: list[Dump] = field(factory=list)
+    peak: Dump | None = None
+    """The dump with most live bytes; None if there is no dump."""
+    most: Dump | None = None
+    """The dump that knows of most allocations: the last one, of one program."""
     symbols: dict[int, str] = field(factory=dict)
     maps: list[tuple[int, int, int, str]] = field(factory=list)
     """Start, end, offset in the file, and path of what is mapped and can be executed."""
+    notes: list[str] = field(factory=list)
+    nothing: tuple[Literal["not available", "inconclusive"], str] | None = None
+    """Why there is no dump, if it is known."""
     unknown: int = 0
 
-    def frames(self, addresses: str) -> list[str]:
-        """The functions of a stack, root first; `object+0xoffset` for those without a symbol."""
-        places = [int(word, 16) for word in addresses.split(" ")[1:_MAX_DEPTH]]
-        # The library that was preloaded is stripped: its own frames would have wrong names.
-        while len(places) > 1 and "libjemalloc" in self._object(places[0])[0]:
-            del places[0]
-        return [name for address in reversed(places) for name in self._names(address)]
+    def frames(self, addresses: str) -> tuple[list[str], bool]:
+        """The functions of a stack, root first; `object+0xoffset` for those without a symbol.
+
+        Frames of a library that is jemalloc are left out, and whether there were any comes second:
+        such libraries are stripped, so that their own frames would have wrong names.
+        """
+        places = _places(addresses)
+        own = 0
+        while own < len(places) - 1 and "libjemalloc" in self._object(places[own])[0]:
+            own += 1
+        names = [name for address in reversed(places[own:]) for name in self._names(address)]
+        return names, own > 0
 
     def is_known(self, addresses: str) -> bool:
         """Whether any of its functions has a name."""
-        places = [int(word, 16) for word in addresses.split(" ")[1:_MAX_DEPTH]]
-        return any(place in self.symbols or place - 1 in self.symbols for place in places)
+        return any(
+            place in self.symbols or place - 1 in self.symbols for place in _places(addresses)
+        )
 
     def _names(self, address: int) -> list[str]:
         # pprof's tools name the byte before a return address, which is within the call.
@@ -126,56 +151,94 @@ class Heap:
         return path.rpartition("/")[2], address - start + offset
 
 
+def _places(addresses: str) -> list[int]:
+    return [int(word, 16) for word in addresses.split(" ")[1:]]
+
+
 def heap_of(file: BinaryIO) -> Heap:
     """All that can be read; lines that are not understood are counted."""
-    heap, lines = Heap(), Lines(file)
-    for _ in _read(heap, lines):
-        pass
+    reader, lines = _Reader(), Lines(file)
+    for line in lines:
+        reader.read(line)
+    reader.finish_dump()
+    heap = reader.heap
     heap.unknown += lines.too_long + (not lines.complete)
     heap.maps = sorted(set(heap.maps))
     return heap
 
 
-def _read(heap: Heap, lines: Lines) -> Iterator[None]:
-    section, dump, stack = "", None, None
-    for line in lines:
-        if not line or line.startswith(("# ", "binary=")):
-            continue
-        if line.startswith("---"):
-            section = line.strip("- ")
-        elif header := _HEADER.match(line):
-            dump, stack, section = Dump(max(1, int(header[1]))), None, "heap"
-            heap.dumps.append(dump)
-            if len(heap.dumps) > 1000:
-                del heap.dumps[0]
+@define
+class _Reader:
+    heap: Heap = field(factory=Heap)
+    section: str = ""
+    dump: Dump | None = None
+    stack: str = ""
+    """Whose counts come next; empty before the first, whose counts are those of the header."""
+    text: int = 0
+    live: float = -1.0
+    accumulated: float = -1.0
+
+    def read(self, line: str) -> None:
+        if header := _HEADER.match(line):
+            self.finish_dump()
+            self.dump, self.stack, self.section = Dump(max(1, int(header[1]))), "", "heap"
+        elif line.startswith("---"):
+            self.section = line.strip("- ")
         elif line.startswith("MAPPED_LIBRARIES"):
-            section = "maps"
-        elif section == "maps":
-            if (found := _MAPPED.match(line)) and len(heap.maps) < _MAX_SYMBOLS:
+            self.section = "maps"
+        elif line.startswith("# "):
+            self._told(line)
+        elif self.section == "maps":
+            if (found := _MAPPED.match(line)) and len(self.heap.maps) < _MAX_MAPS:
                 start, end, offset = (int(found[n], 16) for n in (1, 2, 3))
-                heap.maps.append((start, end, offset, found[4][:500]))
-        elif section == "symbol":
-            if (symbol := _SYMBOL.match(line)) and len(heap.symbols) < _MAX_SYMBOLS:
-                heap.symbols[int(symbol[1], 16)] = symbol[2][:1000]
-            else:
-                heap.unknown += 1
-        elif dump is None:
-            heap.unknown += 1
-        elif _STACK.match(line):
-            stack = line
-        elif counts := _COUNTS.match(line):
-            if counts[1] == "*" and stack is not None:
-                _add(dump, stack, [int(counts[n]) for n in (2, 3, 4, 5)])
+                self.heap.maps.append((start, end, offset, found[4][:500]))
+        elif line and not line.startswith("binary="):
+            understood = self._symbol(line) if self.section == "symbol" else self._counts(line)
+            self.heap.unknown += not understood
+
+    def finish_dump(self) -> None:
+        """Only two dumps matter, so that no more are kept."""
+        if self.dump is None:
+            return
+        if (live := self.dump.live()) > self.live:
+            self.heap.peak, self.live = self.dump, live
+        if (accumulated := self.dump.accumulated()) >= self.accumulated:
+            self.heap.most, self.accumulated = self.dump, accumulated
+
+    def _told(self, line: str) -> None:
+        said = _SAID.match(line)
+        if said is None:
+            return
+        what, text = said[1], said[2][:500]
+        if what == "note":
+            self.heap.notes = [*self.heap.notes, text][:10]
         else:
-            heap.unknown += 1
-        yield
+            self.heap.nothing = (
+                "inconclusive" if what == "inconclusive" else "not available",
+                text,
+            )
 
+    def _symbol(self, line: str) -> bool:
+        found = _SYMBOL.match(line)
+        if found is None or self.text > _MAX_TEXT:
+            return False
+        name = found[2]
+        while len(name) > _MAX_SYMBOL and "--" in name:  # then without what is inlined deepest
+            name = name.rpartition("--")[0]
+        name = name[:_MAX_SYMBOL]
+        self.heap.symbols[int(found[1], 16)] = name
+        self.text += len(name) + 100
+        return True
 
-def _add(dump: Dump, stack: str, counts: list[int]) -> None:
-    known = dump.stacks.get(stack)
-    if known is not None:
-        dump.stacks[stack] = [a + b for a, b in zip(known, counts, strict=True)]
-    elif len(dump.stacks) < _MAX_STACKS:
-        dump.stacks[stack] = counts
-    else:
-        dump.left_out += 1
+    def _counts(self, line: str) -> bool:
+        if self.dump is None:
+            return False
+        if _STACK.match(line):
+            self.stack = " ".join(line.split(" ", _MAX_DEPTH + 1)[: _MAX_DEPTH + 1])
+            return True
+        counts = _COUNTS.match(line)
+        if counts is None:
+            return False
+        if counts[1] == "*" and self.stack:
+            self.dump.add(self.stack, [int(counts[n]) for n in (2, 3, 4, 5)])
+        return True

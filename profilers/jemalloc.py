@@ -1,8 +1,8 @@
 """Who holds and who allocates a program's memory: jemalloc's sampling heap profiler."""
 
+import inspect
 import math
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import BinaryIO
 
 from attrs import define, evolve, field, frozen
@@ -18,7 +18,9 @@ from aiopt.protocols import (
     Workspace,
 )
 
-from ._heap_dumps import Dump, Estimate, Heap, heap_of, unsampled
+from . import _heap_names
+from ._heap_dumps import Dump, Heap, heap_of, unsampled
+from ._heap_places import place, without_allocator
 from ._perf_trial import trial
 from ._reading import folded
 
@@ -26,148 +28,73 @@ __all__ = ["Jemalloc"]
 
 _Z = 1.959963984540054
 _FIX = "apt-get install libjemalloc2 binutils"
-_ALLOCATOR = re.compile(
-    r"(?:_?rjem_)?(?:je_)?(?:prof_\w+|imalloc\w*|irallocx\w*|tcache_\w+|arena_\w+|malloc_default"
-    r"|do_rallocx|\w*fallback\w*|malloc|calloc|realloc|aligned_alloc|memalign|posix_memalign"
-    r"|valloc|[mrsx]allocx|reallocarray)(?:\W.*)?"
-    r"|operator new.*|_Zn[wa].*|newImpl.*|handleOOM.*|__rust_\w*alloc\w*|__rdl_\w*|__rg_\w*"
-    r"|alloc::alloc::.*|<tikv_jemallocator::.*"
-)
 _WORTH_A_NOTE = 0.05
-
-# Of the processes, the one that allocated most is the program. Of its dumps, the one with the most
-# live bytes tells of the peak, and the last one of all allocations. What comes out is the form of
-# `pprof --raw`, which jeprof reads too. A symbol's address in the file
-# is that of the segment, which need not be its offset.
-_FINISH = r"""
-import glob, os, re, shutil, struct, subprocess, sys
-out, library = sys.argv[1:3]
-groups = {}
-for name in glob.glob(glob.escape(out) + ".*.heap"):
-    found = re.search(r"\.(mine|rust)\.(\d+)\.(\d+)\.[a-z]\d*\.heap$", name)
-    if not found:
-        continue
-    with open(name, errors="replace") as file:
-        file.readline()
-        counts = [int(n) for n in re.findall(r"\d+", file.readline().partition("*")[2])]
-    if len(counts) == 4:
-        groups.setdefault(found.group(1, 2), []).append((int(found[3]), counts, name))
-if not groups:
-    said = ""
-    if library:
-        said = subprocess.run(
-            ["sh", "-c", ":"], env={"LD_PRELOAD": library}, stderr=subprocess.PIPE, text=True
-        ).stderr.strip()
-    sys.exit(said or "no heap dump was written: the program has no jemalloc with profiling in it, "
-             "or it was killed before it had allocated enough for a first dump")
-dumps = max(groups.values(), key=lambda each: max(counts[3] or counts[1] for _, counts, _ in each))
-peak = max(dumps, key=lambda each: (each[1][1], each[0]))[2]
-last = max(dumps)[2]
-texts = [open(name, errors="replace").read() for name in dict.fromkeys([peak, last])]
-addresses, maps = set(), {}
-for text in texts:
-    for line in text.splitlines():
-        if line.startswith("@ "):
-            addresses.update(int(word, 16) for word in line.split()[1:])
-        elif found := re.match(r"(\w+)-(\w+) ..x. (\w+) \S+ \d+ +(/.*)", line):
-            maps[int(found[1], 16)] = (int(found[2], 16), int(found[3], 16), found[4])
-
-def segments(path):
-    with open(path, "rb") as file:
-        head = file.read(64)
-        wide, order = head[4] == 2, "<" if head[5] == 1 else ">"
-        at, = struct.unpack_from(order + ("Q" if wide else "I"), head, 32 if wide else 28)
-        size, count = struct.unpack_from(order + "HH", head, 54 if wide else 42)
-        file.seek(at)
-        table = file.read(size * count)
-    for number in range(count):
-        row = table[number * size :]
-        if wide:
-            kind, _, offset, address, _, length = struct.unpack_from(order + "IIQQQQ", row)
-        else:
-            kind, offset, address, _, length = struct.unpack_from(order + "IIIII", row)
-        if kind == 1:
-            yield offset, length, address
-
-wanted = {}
-for address in addresses:
-    for start, (end, offset, path) in maps.items():
-        if start <= address < end:
-            wanted.setdefault(path, []).append((address, address - start + offset))
-source = os.getcwd() + "/"
-names = {}
-tool = shutil.which("addr2line")
-for path, places in wanted.items():
-    try:
-        parts = list(segments(path))
-    except (OSError, struct.error, IndexError):
-        continue
-    asked = {}
-    for address, place in places:
-        for offset, length, virtual in parts:
-            if offset <= place < offset + length:
-                # A return address is after its call; the byte before it is in the call.
-                asked.setdefault(place - offset + virtual - 1, []).append(address)
-    if not tool or not asked:
-        continue
-    try:
-        told = subprocess.run(
-            [tool, "-a", "-f", "-i", "-C", "-e", path], text=True, errors="replace", timeout=240,
-            input="".join("%x\n" % each for each in asked), stdout=subprocess.PIPE,
-        ).stdout.splitlines()
-    except subprocess.TimeoutExpired:
-        continue
-    key, lines = None, {}
-    for line in told:
-        if re.fullmatch(r"0x[0-9a-f]+", line):
-            key = int(line, 16)
-            lines[key] = []
-        elif key is not None:
-            lines[key].append(line)
-    for key, pairs in lines.items():
-        chain = []
-        for function, place in zip(pairs[::2], pairs[1::2]):
-            if function == "??":
-                continue
-            place = re.sub(r" \(discriminator \d+\)$", "", place)
-            file, _, line = place.rpartition(":")
-            file = file[len(source):] if file.startswith(source) else file.rpartition("/")[2]
-            chain.append(function + (" (%s:%s)" % (file, line) if file.strip("?") else ""))
-        for address in asked.get(key, ()):
-            if chain:
-                names[address] = "--".join(reversed(chain))
-with open(out, "w") as file:
-    file.write("--- symbol\nbinary=program\n")
-    file.writelines("0x%x %s\n" % (each - 1, name) for each, name in sorted(names.items()))
-    file.write("---\n--- heap\n")
-    file.writelines(texts)
+_MAX_TEXT = 128 << 20
+_OTHERS = "[other stacks]"
+_VERSION = """
+from ctypes import CDLL, byref, c_char_p, c_size_t, sizeof
+text = c_char_p()
+if hasattr(CDLL(None), "mallctl"):
+    CDLL(None).mallctl(b"version", byref(text), byref(c_size_t(sizeof(text))), None, c_size_t(0))
+    print("jemalloc", text.value.decode())
 """
 _PROGRAM = "kept = [bytearray(4000) for _ in range(5000)]"
 
 
 @define
-class _Place:
-    """Sums of a function over the stacks that it allocates in."""
+class _Sum:
+    """An estimate over stacks whose samples are independent of each other."""
 
-    bytes: float = 0.0
+    value: float = 0.0
     variance: float = 0.0
 
-    def add(self, estimate: Estimate) -> None:
-        self.bytes += estimate.bytes
-        self.variance += estimate.variance
+    def add(self, value: float, noise: float) -> None:
+        self.value += value
+        self.variance += value * value * noise
 
-    def scalar(self, runs: int) -> Scalar:
-        value, reach = self.bytes / runs, _Z * math.sqrt(self.variance) / runs
-        return Scalar(value=value, unit="bytes", low=max(0.0, value - reach), high=value + reach)
+    def scalar(self, unit: str, runs: int) -> Scalar:
+        """The mean of the runs, with the score interval of a Poisson mean (Wilson, JASA 22 (1927)
+        209), which holds for small counts too; the count is the one with this relative variance.
+        """
+        if not self.value:
+            return Scalar(value=0.0, unit=unit)
+        shift = _Z * _Z * self.variance / (2 * self.value)
+        reach = math.hypot(_Z * math.sqrt(self.variance), shift)
+        low, high = max(0.0, self.value + shift - reach), self.value + shift + reach
+        return Scalar(value=self.value / runs, unit=unit, low=low / runs, high=high / runs)
 
 
 @define
 class _Sums:
-    all: _Place = field(factory=_Place)
-    objects: float = 0.0
-    places: dict[str, _Place] = field(factory=dict)
+    bytes: _Sum = field(factory=_Sum)
+    objects: _Sum = field(factory=_Sum)
+    places: dict[str, _Sum] = field(factory=dict)
     stacks: dict[str, float] = field(factory=dict)
+    text: int = 0
+    """Characters of the stacks."""
     nameless: float = 0.0
+
+    def add(self, heap: Heap, dump: Dump, *, accumulated: bool) -> None:
+        for addresses, counts in dump.stacks.items():
+            objects, size = counts[2:] if accumulated else counts[:2]
+            if not objects:
+                continue
+            estimate = unsampled(objects, size, dump.period)
+            names, gone = heap.frames(addresses)
+            frames = without_allocator(names, gone=gone)
+            self._stack(";".join(frames), estimate.bytes)
+            self.objects.add(estimate.objects, estimate.noise)
+            self.bytes.add(estimate.bytes, estimate.noise)
+            self.places.setdefault(place(frames), _Sum()).add(estimate.bytes, estimate.noise)
+            if not heap.is_known(addresses):
+                self.nameless += estimate.bytes
+
+    def _stack(self, stack: str, size: float) -> None:
+        if stack not in self.stacks:
+            self.text += len(stack)
+            if self.text > _MAX_TEXT:
+                stack = _OTHERS
+        self.stacks[stack] = self.stacks.get(stack, 0.0) + size
 
 
 @frozen(kw_only=True)
@@ -175,17 +102,23 @@ class Jemalloc:
     """Samples allocations, with their stacks, in a program that uses jemalloc or is made to.
 
     Scalars: `live_bytes` and `live_objects`, what was held when most was, as far as dumps show it
-    (there is one every `2^lg_interval` bytes allocated, and one at the end);
-    `allocated_bytes` and `allocated_objects`, all that was ever allocated;
-    `live_bytes[function]` and `allocated_bytes[function]` for the functions that allocate most.
+    (there is one every `2^lg_interval` bytes allocated, and one at the end); being the largest of
+    several estimates it is a little too large rather than too small.
+    `allocated_bytes` and `allocated_objects`, all that was allocated until the last dump;
+    `live_bytes[function (file)]` and `allocated_bytes[function (file)]` for the functions that
+    allocate most; what the C++ and Rust standard libraries allocate is laid to who calls them.
     Bytes are those of size classes: 1000 count as 1024. Estimates follow jeprof, stack by stack;
-    their intervals, 95 %, are of the sampling alone. Of several runs the mean is given.
+    their intervals, 95 %, are of the sampling alone. Of several runs the mean is given. Of several
+    processes only the one that allocated most is looked at, and a note says if that is not nearly
+    all.
 
     The stacks are of live bytes; of allocated ones if nothing was live. Functions without a symbol
     go by their object and offset.
 
     Sampled objects take whole pages: never read the resident set of a profiled run. What a program
-    had allocated after its last dump is lost if a signal ends it.
+    had allocated after its last dump is lost if a signal ends it that it does not handle: for a
+    service like that, `lg_interval` is how old the last dump may be. A start script that sets
+    MALLOC_CONF itself has to keep what is in it.
     """
 
     library: str = "libjemalloc.so.2"
@@ -195,7 +128,8 @@ class Jemalloc:
     """Base 2 logarithm of the mean number of bytes between samples; 19 costs nothing measurable, 12
     doubles a small program's CPU time."""
     lg_interval: int = 28
-    """Base 2 logarithm of the number of allocated bytes after which there is another dump."""
+    """Base 2 logarithm of the number of allocated bytes after which there is another dump.
+    Each stays on the disk until the end: take more for what allocates terabytes."""
     python: str = "python3"
     """Reads the dumps; addr2line names the addresses."""
     top: int = 15
@@ -213,6 +147,11 @@ class Jemalloc:
             case _:
                 return NotAvailable(reason=f"of a small program: {result.reason}", fix=_FIX)
 
+    def version(self) -> Command:
+        argv = (self.python, "-I", "-c", _VERSION)
+        env = {"LD_PRELOAD": self.library} if self.library else {}
+        return Command(argv=argv, env=env, timeout=20.0, label="jemalloc")
+
     def wrap(self, command: Command, output: str) -> Command:
         options = (
             "prof:true,prof_active:true,prof_accum:true,prof_final:true,"
@@ -228,26 +167,29 @@ class Jemalloc:
         return evolve(command, env=env)
 
     def finish(self, output: str) -> Command:
-        argv = (self.python, "-I", "-c", _FINISH, output, self.library)
+        argv = (self.python, "-I", "-c", inspect.getsource(_heap_names), output, self.library)
         return Command(argv=argv, timeout=600.0, label="reading the heap dumps")
 
     def parse(self, profiles: Sequence[BinaryIO]) -> ProfileResult:
-        """A file holds the dumps of one run."""
+        """A file holds the dumps of one run; their order does not matter, and nothing is added up
+        over them. Files are runs, whose mean is taken. Dumps as jemalloc writes them can be read
+        too, as can what `jeprof --raw` makes of them.
+        """
         if not profiles:
             return Failed(reason="no heap dump was written")
         live, allocated = _Sums(), _Sums()
         notes: list[str] = []
         for number, file in enumerate(profiles, 1):
             heap = heap_of(file)
-            if not heap.dumps:
-                return Failed(reason=f"profile {number}: no line `heap_v2/PERIOD`")
+            if heap.peak is None or heap.most is None:
+                return _nothing(heap, number)
+            notes += heap.notes
             if heap.unknown:
                 notes.append(f"{heap.unknown} lines of profile {number} were not understood")
-            if left_out := sum(dump.left_out for dump in heap.dumps):
+            if left_out := max(heap.peak.left_out, heap.most.left_out):
                 notes.append(f"{left_out} stacks of profile {number} were left out")
-            _add(live, heap, max(heap.dumps, key=lambda dump: dump.live), accumulated=False)
-            most = max(heap.dumps, key=lambda dump: dump.accumulated)
-            _add(allocated, heap, most, accumulated=True)
+            live.add(heap, heap.peak, accumulated=False)
+            allocated.add(heap, heap.most, accumulated=True)
         if not live.stacks and not allocated.stacks:
             return Inconclusive(
                 reason="no allocation was sampled: sample more often (a smaller lg_sample), or "
@@ -266,18 +208,18 @@ class Jemalloc:
         ):
             if kind == "allocated" and not sums.stacks:
                 continue
-            scalars[f"{kind}_bytes"] = sums.all.scalar(runs)
-            scalars[f"{kind}_objects"] = Scalar(value=sums.objects / runs, unit="objects")
+            scalars[f"{kind}_bytes"] = sums.bytes.scalar("bytes", runs)
+            scalars[f"{kind}_objects"] = sums.objects.scalar("objects", runs)
             for name in _largest(sums.places, self.top):
-                scalar = scalars[f"{kind}_bytes[{name}]"] = sums.places[name].scalar(runs)
-                share = sums.places[name].bytes / (sums.all.bytes or 1)
+                scalar = scalars[f"{kind}_bytes[{name}]"] = sums.places[name].scalar("bytes", runs)
+                share = sums.places[name].value / (sums.bytes.value or 1)
                 findings.append(
                     Finding(where=name, what=what, scalar=scalar, detail=f"{share:.1%} of all")
                 )
         shown = live if live.stacks else allocated
-        if shown.nameless > _WORTH_A_NOTE * shown.all.bytes:
+        if shown.nameless > _WORTH_A_NOTE * shown.bytes.value:
             notes.append(
-                f"{shown.nameless / shown.all.bytes:.1%} of the bytes are of stacks without any "
+                f"{shown.nameless / shown.bytes.value:.1%} of the bytes are of stacks without any "
                 "symbol: build with -g and do not strip; apt-get install binutils"
             )
         return Measured(
@@ -289,36 +231,15 @@ class Jemalloc:
         )
 
 
-def _add(sums: _Sums, heap: Heap, dump: Dump, *, accumulated: bool) -> None:
-    for addresses, counts in dump.stacks.items():
-        objects, size = counts[2:] if accumulated else counts[:2]
-        if not objects:
-            continue
-        estimate = unsampled(objects, size, dump.period)
-        frames = [*_without_allocator(heap.frames(addresses))]
-        stack = ";".join(frames)
-        sums.stacks[stack] = sums.stacks.get(stack, 0.0) + estimate.bytes
-        sums.objects += estimate.objects
-        sums.all.add(estimate)
-        where = _function(frames[-1])
-        sums.places.setdefault(where, _Place()).add(estimate)
-        if not heap.is_known(addresses):
-            sums.nameless += estimate.bytes
+def _nothing(heap: Heap, number: int) -> NotAvailable | Inconclusive | Failed:
+    match heap.nothing:
+        case ("not available", reason):
+            return NotAvailable(reason=reason, fix=_FIX)
+        case (_, reason):
+            return Inconclusive(reason=reason)
+        case _:
+            return Failed(reason=f"profile {number}: no line `heap_v2/PERIOD`")
 
 
-def _without_allocator(frames: list[str]) -> Iterator[str]:
-    """The stack as far as what calls the allocator; all of it if there is nothing else."""
-    last = len(frames)
-    while last > 1 and _ALLOCATOR.fullmatch(frames[last - 1]):
-        last -= 1
-    yield from frames[:last]
-
-
-def _function(frame: str) -> str:
-    """`name (file:line)` as `name (file)`: lines move with every patch."""
-    place, colon, line = frame.rpartition(":")
-    return f"{place})" if colon and line.endswith(")") and line[:-1].isdigit() else frame
-
-
-def _largest(places: dict[str, _Place], count: int) -> list[str]:
-    return sorted(places, key=lambda name: (-places[name].bytes, name))[:count]
+def _largest(places: dict[str, _Sum], count: int) -> list[str]:
+    return sorted(places, key=lambda name: (-places[name].value, name))[:count]
