@@ -7,9 +7,17 @@ from typing import BinaryIO, Protocol
 from attrs import define, evolve, field
 
 from aiopt.errors import CommandTimeout
-from aiopt.protocols import Command, Finishing, NotAvailable, OutputStream, ProfileResult, Workspace
+from aiopt.protocols import (
+    Command,
+    Finishing,
+    Measured,
+    NotAvailable,
+    OutputStream,
+    ProfileResult,
+    Workspace,
+)
 
-__all__ = ["Recorder", "asked", "trial"]
+__all__ = ["Recorder", "asked", "missing", "trial"]
 
 
 class Recorder(Protocol):
@@ -58,6 +66,20 @@ async def trial(
             return told
         profile = told
     return profiler.parse([BytesIO(profile.encode(errors="surrogateescape"))])
+
+
+async def missing(
+    profiler: Recorder, workspace: Workspace, program: str | tuple[str, ...], fix: str
+) -> NotAvailable | None:
+    """What keeps the profiler from working there; None if its trial measured something."""
+    result = await trial(profiler, workspace, program, fix)
+    match result:
+        case Measured():
+            return None
+        case NotAvailable():
+            return evolve(result, fix=result.fix or fix)
+        case _:
+            return NotAvailable(reason=f"of a small program: {result.reason}", fix=fix)
 
 
 async def asked(workspace: Workspace, command: Command, fix: str) -> str | NotAvailable:

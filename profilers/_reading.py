@@ -4,12 +4,25 @@ Profiles come from programs that crash and from tools that cut lines in the midd
 raises for what is in a file.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import BinaryIO
 
 from attrs import define
 
-__all__ = ["MAX_LINE", "MAX_WHOLE", "Lines", "folded", "shares", "too_large", "whole"]
+from aiopt.events import Scalar
+
+__all__ = [
+    "MAX_LINE",
+    "MAX_WHOLE",
+    "Lines",
+    "folded",
+    "largest",
+    "pooled",
+    "shares",
+    "too_large",
+    "whole",
+    "without_line",
+]
 
 MAX_LINE = 1 << 16
 """Bytes of a line; of a longer one nothing is kept, and it is counted."""
@@ -86,3 +99,27 @@ def shares(stacks: Iterable[tuple[str, float]]) -> tuple[dict[str, float], dict[
         for frame in set(frames):
             total[frame] = total.get(frame, 0.0) + weight
     return own, total
+
+
+def largest(weights: Mapping[str, float], count: int) -> list[str]:
+    """The names that weigh most, ties by name."""
+    return sorted(weights, key=lambda name: (-weights[name], name))[:count]
+
+
+def pooled(values: Sequence[float], unit: str) -> Scalar:
+    """The mean of several runs, from the least to the largest; of one run, no interval."""
+    mean = sum(values) / len(values)
+    if len(values) == 1:
+        return Scalar(value=mean, unit=unit)
+    return Scalar(value=mean, unit=unit, low=min(values), high=max(values))
+
+
+def without_line(frame: str) -> tuple[str, str]:
+    """`name (file:line)` as `name (file)` and the line, `?` if there is none.
+
+    Functions are compared without their lines, which move with every patch.
+    """
+    place, colon, line = frame.rpartition(":")
+    if colon and line.endswith(")") and line[:-1].isdigit():
+        return f"{place})", line[:-1]
+    return frame, "?"

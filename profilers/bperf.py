@@ -24,7 +24,7 @@ from aiopt.protocols import (
     Workspace,
 )
 
-from ._reading import Lines, folded
+from ._reading import Lines, folded, pooled
 
 __all__ = ["Bperf"]
 
@@ -219,7 +219,7 @@ class Bperf:
         if covered < 99:
             notes.append(f"the rows cover {covered:.1f} % of the samples")
         return Measured(
-            scalars={f"{name}_share": _pooled(values) for name, values in shares.items()},
+            scalars={f"{name}_share": pooled(values, "ratio") for name, values in shares.items()},
             stacks=folded(stacks),
             stacks_unit="percent",
             findings=tuple(_finding(row, percent) for row, percent in ordered[: self.top]),
@@ -234,10 +234,3 @@ def _finding(row: _Row, percent: float) -> Finding:
         scalar=Scalar(value=percent / 100, unit="ratio"),
         detail=f"{row.command}, {row.object}: {_CLASSES[row.kind]}",
     )
-
-
-def _pooled(values: Sequence[float]) -> Scalar:
-    mean = sum(values) / len(values)
-    if len(values) == 1:
-        return Scalar(value=mean, unit="ratio")
-    return Scalar(value=mean, unit="ratio", low=min(values), high=max(values))

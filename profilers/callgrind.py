@@ -9,8 +9,8 @@ from aiopt.events import Finding, Scalar
 from aiopt.protocols import Command, Failed, Measured, NotAvailable, ProfileResult, Workspace
 
 from ._callgrind_format import EMPTY, Run, read
-from ._perf_trial import trial
-from ._reading import folded
+from ._perf_trial import missing
+from ._reading import folded, largest
 
 __all__ = ["Callgrind"]
 
@@ -105,12 +105,7 @@ class Callgrind:
     """How many functions become scalars and findings."""
 
     async def probe(self, workspace: Workspace) -> NotAvailable | None:
-        result = await trial(self, workspace, ("true",), _FIX)
-        if isinstance(result, Measured):
-            return None
-        if isinstance(result, NotAvailable):
-            return result
-        return NotAvailable(reason=f"of `true` it counted nothing: {result.reason}", fix=_FIX)
+        return await missing(self, workspace, ("true",), _FIX)
 
     def version(self) -> Command:
         return Command(argv=(self.valgrind, "--version"), timeout=20.0, label="callgrind")
@@ -145,7 +140,7 @@ class Callgrind:
         own, inclusive = _mean([run.own for run in runs]), _mean([run.inclusive for run in runs])
         scalars = {"instructions": _of_runs(sums)}
         findings = []
-        for name in _largest(own, self.top):
+        for name in largest(own, self.top):
             scalar = _of_runs([run.own.get(name, 0) for run in runs])
             scalars[f"instructions[{name}]"] = scalar
             places = (run.files[name] for run in runs if name in run.files)
@@ -154,7 +149,7 @@ class Callgrind:
             detail = f"{file}{own[name] / total:.1%} of all instructions itself, {with_calls}"
             finding = Finding(where=name, what="instructions", scalar=scalar, detail=detail)
             findings.append(finding)
-        for name in _largest(inclusive, self.top):
+        for name in largest(inclusive, self.top):
             scalars[f"instructions_inclusive[{name}]"] = _of_runs(
                 [run.inclusive.get(name, 0) for run in runs]
             )
@@ -173,7 +168,7 @@ def _notes(runs: list[Run]) -> Iterator[str]:
     if (processes := sum(run.processes for run in runs)) > len(runs):
         programs = _mean([run.programs for run in runs])
         total = sum(programs.values())
-        parts = [f"{name} {programs[name] / total:.1%}" for name in _largest(programs, 5)]
+        parts = [f"{name} {programs[name] / total:.1%}" for name in largest(programs, 5)]
         rest = f" and {len(programs) - 5} more" if len(programs) > 5 else ""
         yield f"{processes} processes; of the instructions: {', '.join(parts)}{rest}"
 
@@ -187,7 +182,3 @@ def _of_runs(counts: list[int]) -> Scalar:
 def _mean(runs: list[dict[str, int]]) -> dict[str, float]:
     names = dict.fromkeys(name for run in runs for name in run)
     return {name: sum(run.get(name, 0) for run in runs) / len(runs) for name in names}
-
-
-def _largest(weights: dict[str, float], count: int) -> list[str]:
-    return sorted(weights, key=lambda name: (-weights[name], name))[:count]

@@ -26,7 +26,7 @@ from aiopt.protocols import (
 )
 
 from ._perf_trial import asked
-from ._reading import Lines, folded, shares
+from ._reading import Lines, folded, pooled, shares
 
 __all__ = ["ClickHouse", "columns_sql", "cpu_stacks_sql", "memory_stacks_sql", "query_log_sql"]
 
@@ -340,7 +340,7 @@ class ClickHouse:
             notes.append(f"not in every run: {', '.join(missing)}")
         on_cpu = any(weight > 0 for weight in cpu.values())
         return Measured(
-            scalars={name: _pooled(values[name], _unit(name)) for name in values},
+            scalars={name: pooled(values[name], _unit(name)) for name in values},
             stacks=folded(cpu if on_cpu else allocated),
             stacks_unit="samples" if on_cpu else "bytes",
             findings=(
@@ -367,10 +367,3 @@ def _findings(
         for name, weight in ordered
         if weight > 0
     )
-
-
-def _pooled(values: Sequence[float], unit: str) -> Scalar:
-    mean = sum(values) / len(values)
-    if len(values) == 1:
-        return Scalar(value=mean, unit=unit)
-    return Scalar(value=mean, unit=unit, low=min(values), high=max(values))

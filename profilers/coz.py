@@ -23,7 +23,7 @@ from aiopt.protocols import (
 from ._coz_launch import gathered, launched
 from ._coz_lines import Line, lines_of, short_names
 from ._coz_records import Profile, Program
-from ._perf_trial import trial
+from ._perf_trial import missing
 from ._reading import folded
 
 __all__ = ["Coz"]
@@ -123,12 +123,7 @@ class Coz:
 
     async def probe(self, workspace: Workspace) -> NotAvailable | None:
         program = ("sh", "-c", _TRIAL, "{run}/probe.program")
-        result = await trial(_Trial(Coz(coz=self.coz)), workspace, program, _FIX)
-        if isinstance(result, Measured):
-            return None
-        if isinstance(result, NotAvailable):
-            return result
-        return NotAvailable(reason=f"of a loop it saw nothing: {result.reason}", fix=_FIX)
+        return await missing(_Trial(Coz(coz=self.coz)), workspace, program, _FIX)
 
     def wrap(self, command: Command, output: str) -> Command:
         return launched(command, self.coz, self._options(), self.program, output)

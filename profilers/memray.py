@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import orjson
-from attrs import define, evolve, field, frozen
+from attrs import define, field, frozen
 
 from aiopt.events import Finding, Scalar
 from aiopt.protocols import (
@@ -20,8 +20,8 @@ from aiopt.protocols import (
 )
 
 from ._injecting import OWN_SITE, injected
-from ._perf_trial import trial
-from ._reading import MAX_WHOLE, Lines, folded, too_large
+from ._perf_trial import missing
+from ._reading import MAX_WHOLE, Lines, folded, largest, pooled, too_large, without_line
 
 __all__ = ["Memray"]
 
@@ -143,14 +143,7 @@ class Memray:
     """How many of the largest stacks are kept."""
 
     async def probe(self, workspace: Workspace) -> NotAvailable | None:
-        result = await trial(self, workspace, ("python3", "-c", _PROGRAM), _FIX)
-        match result:
-            case Measured():
-                return None
-            case NotAvailable():
-                return evolve(result, fix=result.fix or _FIX)
-            case _:
-                return NotAvailable(reason=f"of a small program: {result.reason}", fix=_FIX)
+        return await missing(self, workspace, ("python3", "-c", _PROGRAM), _FIX)
 
     def version(self) -> Command:
         python = self.python or sys.executable
@@ -178,19 +171,19 @@ class Memray:
 
     def _measured(self, reading: _Reading) -> Measured:
         scalars = {
-            name: _pooled(values, "allocations" if name == "allocations" else "bytes")
+            name: pooled(values, "allocations" if name == "allocations" else "bytes")
             for name, values in reading.figures.items()
         }
         runs = max(1, *(len(values) for values in reading.figures.values()), 1)
         holders: dict[str, float] = {}
         lines: dict[str, dict[str, float]] = {}
         for stack, size in reading.stacks.items():
-            name, line = _function(stack.rpartition(";")[2])
+            name, line = without_line(stack.rpartition(";")[2])
             holders[name] = holders.get(name, 0.0) + size / runs
             found = lines.setdefault(name, {})
             found[line] = found.get(line, 0.0) + size
         findings = []
-        for name in _largest(holders, self.top):
+        for name in largest(holders, self.top):
             scalars[f"peak_bytes[{name}]"] = Scalar(value=holders[name], unit="bytes")
             line = max(lines[name], key=lambda line: lines[name][line])
             detail = f"most in line {line}"
@@ -202,7 +195,7 @@ class Memray:
                     detail=detail,
                 )
             )
-        for location in _largest(reading.located, self.top):
+        for location in largest(reading.located, self.top):
             located = Scalar(value=reading.located[location] / runs, unit="bytes")
             scalars[f"allocated_bytes[{location}]"] = located
             if not holders:
@@ -306,26 +299,9 @@ def _frame(text: str) -> str:
     return f"{parts[0]} ({parts[1]}:{parts[2]})" if len(parts) == 3 else text or "[unknown]"
 
 
-def _function(frame: str) -> tuple[str, str]:
-    """`name (file:line)` as `name (file)` and the line."""
-    place, colon, line = frame.rpartition(":")
-    return (f"{place})", line[:-1]) if colon and line[:-1].isdigit() else (frame, "?")
-
-
 def _number(value: object) -> float | None:
     if isinstance(value, str):
         value = int(value) if value.isascii() and value.isdigit() and len(value) < 19 else None
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if 0 <= value < _MOST else None
-
-
-def _pooled(values: Sequence[float], unit: str) -> Scalar:
-    mean = sum(values) / len(values)
-    if len(values) == 1:
-        return Scalar(value=mean, unit=unit)
-    return Scalar(value=mean, unit=unit, low=min(values), high=max(values))
-
-
-def _largest(weights: Mapping[str, float], count: int) -> list[str]:
-    return sorted(weights, key=lambda name: (-weights[name], name))[:count]

@@ -19,7 +19,7 @@ from aiopt.protocols import (
 )
 
 from ._perf_script import Frame, Lost, Sample, Script, Switch, code, folded_stack
-from ._perf_trial import trial
+from ._perf_trial import missing
 from ._reading import folded
 
 __all__ = ["OffCpu"]
@@ -270,12 +270,7 @@ class OffCpu:
     """How many places become scalars and findings."""
 
     async def probe(self, workspace: Workspace) -> NotAvailable | None:
-        result = await trial(self, workspace, _WAITER, "apt-get install linux-perf")
-        if isinstance(result, Measured):
-            return None
-        if isinstance(result, NotAvailable):
-            return result
-        return NotAvailable(reason=f"of a sleeping shell it recorded nothing: {result.reason}")
+        return await missing(self, workspace, _WAITER, "apt-get install linux-perf")
 
     def version(self) -> Command:
         return Command(argv=(self.perf, "--version"), timeout=20.0, label="offcpu")

@@ -1,7 +1,6 @@
 """Where the CPU time goes: `perf record` of a clock or counter, read from `perf script`."""
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from io import RawIOBase
@@ -20,14 +19,14 @@ from aiopt.protocols import (
     ProfileResult,
     Workspace,
 )
+from aiopt.stats import wilson
 
 from ._perf_script import UNKNOWN, Frame, Lost, Sample, Script, Stacks, folded_stack, frame_of
-from ._perf_trial import trial
-from ._reading import folded, shares, too_large, whole
+from ._perf_trial import missing
+from ._reading import folded, largest, shares, too_large, whole
 
 __all__ = ["Perf"]
 
-_Z = 1.959963984540054
 _CLOCKS = ("cpu-clock", "task-clock")
 _MAX_EVENTS = 16
 _MAX_NAMES = 1 << 17
@@ -43,13 +42,6 @@ _ROOT = re.compile(
 _MODIFIERS = re.compile(r"(?:/[^/]*/|:)([ukhpPGHSDWe]{0,9})$")
 
 _SPIN = "i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done"
-
-
-def _wilson(share: float, n: float) -> tuple[float, float]:
-    """Wilson's score interval, 95 % (JASA 22 (1927) 209)."""
-    middle = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    reach = _Z / (1 + _Z**2 / n) * math.sqrt(share * (1 - share) / n + (_Z / (2 * n)) ** 2)
-    return max(0.0, middle - reach), min(1.0, middle + reach)
 
 
 @define
@@ -97,7 +89,7 @@ class _Recorded:
 
     def share(self, weight: float) -> Scalar:
         value = min(1.0, weight / self.weight)
-        low, high = _wilson(value, self.effective)
+        low, high = wilson(value, self.effective)
         return Scalar(value=value, unit="ratio", low=low, high=high)
 
 
@@ -251,12 +243,7 @@ class Perf:
 
     async def probe(self, workspace: Workspace) -> NotAvailable | None:
         eager = evolve(self, least_samples=1)
-        result = await trial(eager, workspace, _SPIN, "apt-get install linux-perf")
-        if isinstance(result, Measured):
-            return None
-        if isinstance(result, NotAvailable):
-            return result
-        return NotAvailable(reason=f"of a busy loop it recorded nothing: {result.reason}")
+        return await missing(eager, workspace, _SPIN, "apt-get install linux-perf")
 
     def version(self) -> Command:
         return Command(argv=(self.perf, "--version"), timeout=20.0, label="perf")
@@ -299,10 +286,10 @@ class Perf:
         if recorded.kernel or not (_user_only(event) or event == _JSON_EVENT):
             scalars["kernel_share"] = recorded.share(recorded.kernel)
         for kind, weights in (("self", own), ("total", total)):
-            for name in _largest(weights, self.top):
+            for name in largest(weights, self.top):
                 scalars[f"{kind}_share[{name}]"] = recorded.share(weights[name])
         findings = []
-        for name in _largest(own, min(self.top, 30)):
+        for name in largest(own, min(self.top, 30)):
             object = recorded.objects.get(name, UNKNOWN)
             below = f", {total[name] / recorded.weight:.1%} with what it calls"
             findings.append(
@@ -336,7 +323,7 @@ class Perf:
             yield f"other events were left out: {others}"
         nameless = sum(recorded.nameless.values()) / recorded.weight
         if nameless > _WORTH_A_NOTE:
-            worst = _largest(recorded.nameless, 3)
+            worst = largest(recorded.nameless, 3)
             parts = [f"{name} {recorded.nameless[name] / recorded.weight:.1%}" for name in worst]
             flag = "build with -g and do not strip, or install the debug symbols"
             if worst[0] == "the kernel":
@@ -351,10 +338,6 @@ class Perf:
         if recorded.stacks.left_out:
             part = recorded.stacks.left_out / recorded.weight
             yield f"{part:.1%} of the samples found no room among so many different stacks"
-
-
-def _largest(weights: Mapping[str, float], count: int) -> list[str]:
-    return sorted(weights, key=lambda name: (-weights[name], name))[:count]
 
 
 class _Peeked(RawIOBase):

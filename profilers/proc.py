@@ -15,7 +15,6 @@ from typing import Any, BinaryIO, cast
 
 from attrs import define, evolve, field, frozen
 
-from aiopt.events import Scalar
 from aiopt.protocols import (
     Command,
     Failed,
@@ -27,7 +26,7 @@ from aiopt.protocols import (
 )
 
 from ._perf_trial import asked
-from ._reading import Lines
+from ._reading import Lines, pooled
 
 __all__ = ["Proc", "kilobytes", "schedstat", "unique_bytes"]
 
@@ -380,7 +379,7 @@ class Proc:
                 units[name] = unit
             unknown += run.unknown
             cut += not run.ended
-        scalars = {name: _pooled(values[name], units[name]) for name in values}
+        scalars = {name: pooled(values[name], units[name]) for name in values}
         notes = []
         if unknown:
             notes.append(f"{unknown} lines were not understood")
@@ -392,10 +391,3 @@ class Proc:
             share = scalars["cpu_share"].value
             notes.append(f"host busy: the program had a CPU for {share:.0%} of the time it wanted")
         return Measured(scalars=scalars, notes=tuple(notes))
-
-
-def _pooled(values: Sequence[float], unit: str) -> Scalar:
-    mean = sum(values) / len(values)
-    if len(values) == 1:
-        return Scalar(value=mean, unit=unit)
-    return Scalar(value=mean, unit=unit, low=min(values), high=max(values))

@@ -19,8 +19,8 @@ from aiopt.protocols import (
 )
 from aiopt.stats import wilson
 
-from ._perf_trial import trial
-from ._reading import Lines, folded, shares
+from ._perf_trial import missing
+from ._reading import Lines, folded, largest, shares, without_line
 
 __all__ = ["PySpy"]
 
@@ -89,10 +89,7 @@ class PySpy:
     """How many functions become scalars and findings."""
 
     async def probe(self, workspace: Workspace) -> NotAvailable | None:
-        result = await trial(self, workspace, ("python3", "-c", _SPIN), _FIX)
-        if isinstance(result, Measured | NotAvailable):
-            return None if isinstance(result, Measured) else evolve(result, fix=result.fix or _FIX)
-        return NotAvailable(reason=f"its profile of a busy loop: {result.reason}", fix=_FIX)
+        return await missing(self, workspace, ("python3", "-c", _SPIN), _FIX)
 
     def version(self) -> Command:
         beside = str(Path(sys.executable).with_name("py-spy"))
@@ -146,7 +143,7 @@ class PySpy:
         own, total = shares((_without_lines(stack), count) for stack, count in stacks.items())
         scalars = {"samples": Scalar(value=samples, unit="samples")}
         for name, weights in (("self_share", own), ("total_share", total)):
-            for function in _largest(weights, self.top):
+            for function in largest(weights, self.top):
                 scalars[f"{name}[{function}]"] = _share(weights[function], samples)
         hottest = _hottest_lines(stacks)
         findings = tuple(
@@ -157,7 +154,7 @@ class PySpy:
                 detail=f"{100 * total[function] / samples:.1f} % with what it calls; most of its "
                 f"own in line {hottest[function]}",
             )
-            for function in _largest(own, self.top)
+            for function in largest(own, self.top)
         )
         return Measured(
             scalars=scalars, stacks=folded(stacks), findings=findings, notes=tuple(notes)
@@ -181,29 +178,17 @@ def _stack(line: str) -> tuple[str, int] | None:
 
 
 def _without_lines(stack: str) -> str:
-    return ";".join(_function(frame)[0] for frame in stack.split(";"))
-
-
-def _function(frame: str) -> tuple[str, str]:
-    """`name (file:line)` as `name (file)` and the line."""
-    place, colon, line = frame.rpartition(":")
-    if colon and line.endswith(")") and line[:-1].isdigit():
-        return f"{place})", line[:-1]
-    return frame, "?"
+    return ";".join(without_line(frame)[0] for frame in stack.split(";"))
 
 
 def _hottest_lines(stacks: dict[str, float]) -> dict[str, str]:
     """The line of each function in which most of its own samples are."""
     lines: dict[str, dict[str, float]] = {}
     for stack, count in stacks.items():
-        function, line = _function(stack.rpartition(";")[2])
+        function, line = without_line(stack.rpartition(";")[2])
         found = lines.setdefault(function, {})
         found[line] = found.get(line, 0.0) + count
     return {function: max(found, key=lambda k: found[k]) for function, found in lines.items()}
-
-
-def _largest(weights: dict[str, float], count: int) -> list[str]:
-    return sorted(weights, key=lambda name: (-weights[name], name))[:count]
 
 
 def _share(weight: float, samples: float) -> Scalar:

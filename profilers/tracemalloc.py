@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO
 
 import orjson
-from attrs import evolve, frozen
+from attrs import frozen
 
 from aiopt.events import Finding, Scalar
 from aiopt.protocols import (
@@ -18,7 +18,7 @@ from aiopt.protocols import (
 )
 
 from ._injecting import injected
-from ._perf_trial import trial
+from ._perf_trial import missing
 from ._reading import folded, too_large, whole
 
 __all__ = ["TraceMalloc"]
@@ -98,14 +98,7 @@ class TraceMalloc:
 
     async def probe(self, workspace: Workspace) -> NotAvailable | None:
         fix = "apt-get install python3"
-        result = await trial(self, workspace, ("python3", "-c", _PROGRAM), fix)
-        match result:
-            case Measured():
-                return None
-            case NotAvailable():
-                return evolve(result, fix=result.fix or fix)
-            case _:
-                return NotAvailable(reason=f"of a small program: {result.reason}", fix=fix)
+        return await missing(self, workspace, ("python3", "-c", _PROGRAM), fix)
 
     def version(self) -> Command:
         return Command(argv=("python3", "--version"), timeout=20.0, label="tracemalloc")
