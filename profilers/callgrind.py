@@ -9,8 +9,8 @@ from aiopt.events import Finding, Scalar
 from aiopt.protocols import Command, Failed, Measured, NotAvailable, ProfileResult, Workspace
 
 from ._callgrind_format import EMPTY, Run, read
-from ._perf_trial import missing
 from ._reading import folded, largest
+from ._trial import missing
 
 __all__ = ["Callgrind"]
 

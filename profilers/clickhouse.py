@@ -25,8 +25,8 @@ from aiopt.protocols import (
     Workspace,
 )
 
-from ._perf_trial import asked
 from ._reading import Lines, folded, pooled, shares
+from ._trial import asked
 
 __all__ = ["ClickHouse", "columns_sql", "cpu_stacks_sql", "memory_stacks_sql", "query_log_sql"]
 

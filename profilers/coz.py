@@ -23,8 +23,8 @@ from aiopt.protocols import (
 from ._coz_launch import gathered, launched
 from ._coz_lines import Line, lines_of, short_names
 from ._coz_records import Profile, Program
-from ._perf_trial import missing
 from ._reading import folded
+from ._trial import missing
 
 __all__ = ["Coz"]
 
@@ -192,7 +192,7 @@ class Coz:
 
 @frozen
 class _Trial:
-    """Whether a short run has an experiment at all; see `_perf_trial.Recorder`."""
+    """Whether a short run has an experiment at all; see `_trial.Recorder`."""
 
     profiler: Coz
 

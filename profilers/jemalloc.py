@@ -21,8 +21,8 @@ from aiopt.protocols import (
 from . import _heap_names
 from ._heap_dumps import Dump, Heap, heap_of, unsampled
 from ._heap_places import place, without_allocator
-from ._perf_trial import trial
 from ._reading import folded
+from ._trial import trial
 
 __all__ = ["Jemalloc"]
 

@@ -20,8 +20,8 @@ from aiopt.protocols import (
 )
 
 from ._injecting import OWN_SITE, injected
-from ._perf_trial import missing
 from ._reading import MAX_WHOLE, Lines, folded, largest, pooled, too_large, without_line
+from ._trial import missing
 
 __all__ = ["Memray"]
 

@@ -19,8 +19,8 @@ from aiopt.protocols import (
 )
 
 from ._perf_script import Frame, Lost, Sample, Script, Switch, code, folded_stack
-from ._perf_trial import missing
 from ._reading import folded
+from ._trial import missing
 
 __all__ = ["OffCpu"]
 

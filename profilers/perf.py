@@ -22,8 +22,8 @@ from aiopt.protocols import (
 from aiopt.stats import wilson
 
 from ._perf_script import UNKNOWN, Frame, Lost, Sample, Script, Stacks, folded_stack, frame_of
-from ._perf_trial import missing
 from ._reading import folded, largest, shares, too_large, whole
+from ._trial import missing
 
 __all__ = ["Perf"]
 

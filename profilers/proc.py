@@ -25,8 +25,8 @@ from aiopt.protocols import (
     Workspace,
 )
 
-from ._perf_trial import asked
 from ._reading import Lines, pooled
+from ._trial import asked
 
 __all__ = ["Proc", "kilobytes", "schedstat", "unique_bytes"]
 

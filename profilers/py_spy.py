@@ -19,8 +19,8 @@ from aiopt.protocols import (
 )
 from aiopt.stats import wilson
 
-from ._perf_trial import missing
 from ._reading import Lines, folded, largest, shares, without_line
+from ._trial import missing
 
 __all__ = ["PySpy"]
 

@@ -18,8 +18,8 @@ from aiopt.protocols import (
 )
 
 from ._injecting import injected
-from ._perf_trial import missing
 from ._reading import folded, too_large, whole
+from ._trial import missing
 
 __all__ = ["TraceMalloc"]
 

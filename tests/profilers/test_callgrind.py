@@ -11,7 +11,7 @@ from aiopt.profilers.callgrind import Callgrind
 from aiopt.protocols import Command, Failed, Measured, NotAvailable, Service, Workspace
 
 from .hostile import check_total, contents
-from .programs import Printed, compiled, opened, profiled
+from .programs import Printed, compiled, opened, profiled, skip_without
 
 DATA = Path(__file__).parents[1] / "data" / "profilers" / "valgrind"
 PROFILE = (DATA / "callgrind.out").read_bytes()
@@ -232,7 +232,7 @@ async def test_a_script_and_what_the_program_forks_are_counted_once(tmp_path: Pa
 
 async def available(workspace: Workspace) -> None:
     if (missing := await Callgrind().probe(workspace)) is not None:
-        pytest.skip(f"needs valgrind: {missing.reason}; {missing.fix}")
+        skip_without(missing)
 
 
 async def until_done(service: Service, printed: Printed) -> None:

@@ -25,7 +25,7 @@ from aiopt.protocols import (
 )
 
 from .hostile import check_total, contents
-from .programs import Printed, compiled, opened, profiled
+from .programs import Printed, compiled, opened, profiled, skip_without
 
 DATA = Path(__file__).parents[1] / "data" / "profilers" / "coz"
 
@@ -389,17 +389,17 @@ async def one_run(profiler: Coz, workspace: Workspace, *argv: str) -> bytes:
 
 async def need_coz(workspace: Workspace) -> None:
     if (missing := await Coz().probe(workspace)) is not None:
-        pytest.skip(f"needs coz: {missing.reason}; {missing.fix}")
+        skip_without(missing)
 
 
 @pytest.mark.anyio
 async def test_the_line_that_counts_is_told_from_one_that_does_not(tmp_path: Path) -> None:
     """Two threads and a barrier; see phases.c. A script starts the program."""
     if len(os.sched_getaffinity(0)) < 2:
-        pytest.skip("needs two CPUs")
+        pytest.skip("one CPU only")
     program = compiled("phases", tmp_path, "-DWITH_COZ", "-ldl")
     critical, irrelevant = (line_of(f"the {name} line") for name in ("critical", "irrelevant"))
-    script = '"$0" compute=2900 times=4 pin=1; exit $?'
+    script = '"$0" seconds=10 times=4 pin=1; exit $?'
     files: list[bytes] = []
     # Less than by default, so that it also works beside other tests: the lines differ by much.
     pooled = Coz(least_cpu_share=0.5)

@@ -19,7 +19,7 @@ from aiopt.profilers.jemalloc import Jemalloc
 from aiopt.protocols import Command, Failed, Inconclusive, Measured, NotAvailable, ProfileResult
 
 from .hostile import check_total, contents
-from .programs import Printed, compiled, opened, profiled
+from .programs import Printed, compiled, opened, profiled, skip_without
 
 DATA = Path(__file__).parents[1] / "data" / "profilers" / "jemalloc"
 ACCUMULATED = (DATA / "lgsample16-accum.heap").read_bytes()
@@ -328,7 +328,7 @@ async def of_a_service(profiler: Jemalloc, folder: Path) -> ProfileResult:
     program = compiled("holding", folder)
     async with opened(folder) as workspace:
         if (missing := await profiler.probe(workspace)) is not None:
-            pytest.skip(f"needs jemalloc: {missing.reason}; {missing.fix}")
+            skip_without(missing)
         await workspace.new_run("service")
         printed = Printed()
         command = profiler.wrap(Command(argv=(program, "serve")), "{run}/out")

@@ -9,7 +9,7 @@ from aiopt.profilers.offcpu import OffCpu
 from aiopt.protocols import Command, Failed, Inconclusive, Measured, NotAvailable
 
 from .hostile import check_total, contents
-from .programs import Printed, compiled, opened, profiled
+from .programs import Printed, compiled, opened, profiled, skip_without
 
 DATA = Path(__file__).parents[1] / "data" / "profilers" / "offcpu"
 STACKS = (DATA / "switch-stacks.txt").read_bytes()
@@ -205,7 +205,7 @@ async def test_a_real_program_waits_where_and_as_long_as_it_says(tmp_path: Path)
         result, printed = await profiled(OffCpu(), workspace, program, *arguments)
     assert isinstance(result, Measured)
     if "off_cpu_ms[L]" not in result.scalars:
-        pytest.skip(f"needs the right to trace: {result.notes}")
+        pytest.skip(f"no right to trace here: {result.notes}")
     counted = printed.numbers()
     # Where the machine is busy, the program's own waiting includes the wait for a CPU.
     load = value(result, "off_cpu_ms[S]")
@@ -238,7 +238,7 @@ async def test_without_the_right_to_trace_times_are_still_right(tmp_path: Path) 
 async def test_the_exit_code_is_the_programs(tmp_path: Path) -> None:
     async with opened(tmp_path) as workspace:
         if (missing := await OffCpu().probe(workspace)) is not None:
-            pytest.skip(f"needs perf: {missing.reason}; {missing.fix}")
+            skip_without(missing)
         command = Command(argv=("sh", "-c", "exit 7"))
         done = await workspace.run(OffCpu().wrap(command, "{run}/out"), Printed())
     assert done.exit_code == 7

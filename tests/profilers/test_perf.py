@@ -11,7 +11,7 @@ from aiopt.profilers.perf import Perf
 from aiopt.protocols import Command, Inconclusive, Measured, NotAvailable, ProfileResult
 
 from .hostile import check_total, contents
-from .programs import Printed, compiled, opened, profiled
+from .programs import Printed, compiled, opened, profiled, skip_without
 
 DATA = Path(__file__).parents[1] / "data" / "profilers" / "perf"
 SCRIPT = (DATA / "pp.script.txt").read_bytes()
@@ -198,7 +198,7 @@ async def test_a_service_is_ended_and_its_profile_written(tmp_path: Path) -> Non
     async with opened(tmp_path) as workspace:
         missing = await Perf().probe(workspace)
         if missing is not None:
-            pytest.skip(f"needs perf: {missing.reason}")
+            skip_without(missing)
         script = "trap 'echo bye; exit 0' TERM; echo up; while :; do :; done"
         printed = Printed()
         command = Command(argv=("sh", "-c", script))

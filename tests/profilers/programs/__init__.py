@@ -1,5 +1,6 @@
 """Programs of which is known what profilers have to find in them, and how to run them under one."""
 
+import re
 import shutil
 import subprocess
 from collections.abc import AsyncIterator
@@ -7,6 +8,7 @@ from contextlib import asynccontextmanager
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NoReturn
 
 import anyio
 import pytest
@@ -16,6 +18,7 @@ from aiopt.backends.local import LocalBackend
 from aiopt.protocols import (
     Command,
     Finishing,
+    NotAvailable,
     OutputStream,
     Profiler,
     ProfileResult,
@@ -23,9 +26,14 @@ from aiopt.protocols import (
     WorkspaceSpec,
 )
 
-__all__ = ["Printed", "compiled", "opened", "profiled"]
+__all__ = ["Printed", "compiled", "opened", "profiled", "skip_without"]
 
 _FLAGS = ("-O2", "-g", "-gdwarf-4", "-gno-variable-location-views", "-fno-omit-frame-pointer")
+
+
+_INSTALLABLE = re.compile(
+    r"not installed|not found|cannot execute|No module|cannot be preloaded|No such file"
+)
 
 
 @define
@@ -72,6 +80,14 @@ async def opened(root: Path, *capabilities: str) -> AsyncIterator[Workspace]:
         yield workspace
 
 
+def skip_without(missing: NotAvailable) -> NoReturn:
+    """Skip a test. A tool that is not installed is "needed"; what a machine refuses to do, no
+    installation can change.
+    """
+    what = "needs a tool" if _INSTALLABLE.search(missing.reason) else "the machine refuses"
+    pytest.skip(f"{what}: {missing.reason}; {missing.fix}")
+
+
 async def profiled(
     profiler: Profiler, workspace: Workspace, *argv: str
 ) -> tuple[ProfileResult, Printed]:
@@ -81,7 +97,7 @@ async def profiled(
     """
     missing = await profiler.probe(workspace)
     if missing is not None:
-        pytest.skip(f"needs {type(profiler).__name__}: {missing.reason}; {missing.fix}")
+        skip_without(missing)
     output, printed, content = "{run}/out", Printed(), Printed()
     done = await workspace.run(profiler.wrap(Command(argv=argv), output), printed)
     assert done.ok, (done, printed)
