@@ -11,6 +11,7 @@ from aiopt.events import EvidenceCaptured, Scalar
 from aiopt.evidence import change_of, changes_of, is_evidence, scalar_of
 from aiopt.fitness import Fitness, Unmeasured, fitness_of
 from aiopt.replay import CampaignState, fold, rescore
+from aiopt.views.evidence import instruction_flags
 from tests.factories import make
 from tests.test_replay import PARAMS, campaign_log
 
@@ -166,3 +167,13 @@ def test_whatever_the_weights_a_fitness_is_finite_or_has_a_reason(
         assert isinstance(found, Fitness)
         assert math.isfinite(found.value)
         assert found.low <= found.value <= found.high
+
+
+def test_more_instructions_in_what_was_kept_are_flagged() -> None:
+    state = campaign((103.0, None), (100.5, None), (None, None))
+    flags = [
+        instruction_flags(state, status, state.baseline, experiment.started.candidate)
+        for experiment in state.experiments.values()
+        for status in ("keep", "no_change")
+    ]
+    assert flags == [("kept, though callgrind counts +3.0 % instructions",), (), (), (), (), ()]

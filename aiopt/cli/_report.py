@@ -18,7 +18,6 @@ from aiopt.views import (
     RulesView,
     ShrunkenRow,
     Summary,
-    mechanism_flags,
 )
 
 __all__ = [
@@ -214,12 +213,12 @@ def effect_lines(effects: Sequence[EffectView]) -> Iterator[str]:
         yield _BIASED
 
 
-def mechanism_lines(status: str, checks: Sequence[MechanismChecked]) -> Iterator[str]:
-    """The claims of a patch: what the profiles say, and what does not hold."""
+def mechanism_lines(checks: Sequence[MechanismChecked], flags: Sequence[str]) -> Iterator[str]:
+    """The claims of a patch: what the profiles say, and what has to be seen."""
     for check in checks:
         yield f"claim {check.claim.function}, {check.claim.metric}: {status_text(check.status)}"
         yield f"  {check.detail}"
-    for flag in mechanism_flags(status, checks):
+    for flag in flags:
         yield f"! {flag}"
 
 

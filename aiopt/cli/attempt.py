@@ -240,7 +240,7 @@ def _print(answer: _Answer) -> None:
     if answer.effects:
         for line in effect_lines(answer.effects):
             click.echo(line)
-    for line in mechanism_lines(answer.status, answer.mechanism):
+    for line in mechanism_lines(answer.mechanism, answer.flags):
         click.echo(line)
     for row in answer.evidence:
         for line in evidence_lines(row, 4):

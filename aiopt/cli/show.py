@@ -176,9 +176,9 @@ def _lines(view: ExperimentView, store: BlobStore) -> Iterator[str]:
         yield ""
         for found in view.evidence:
             yield from evidence_lines(found)
-    if view.mechanism:
+    if view.mechanism or view.flags:
         yield ""
-        yield from mechanism_lines(view.status, view.mechanism)
+        yield from mechanism_lines(view.mechanism, view.flags)
     if view.stages:
         yield ""
         yield from _stage_lines(view.stages)

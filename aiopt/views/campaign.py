@@ -15,7 +15,12 @@ from aiopt.views.calibration import (
 )
 from aiopt.views.causal import CausalView, causal_view
 from aiopt.views.effects import EffectView, effects_of_verdict, percent_of, primary_effects
-from aiopt.views.evidence import EvidenceRow, evidence_table, mechanism_flags
+from aiopt.views.evidence import (
+    EvidenceRow,
+    evidence_table,
+    instruction_flags,
+    mechanism_flags,
+)
 from aiopt.views.tables import (
     GateRow,
     LookRow,
@@ -73,7 +78,7 @@ class CandidateRow:
     mechanism: tuple[MechanismChecked, ...] = ()
     """Its claims, compared with the profiles of incumbent and candidate."""
     flags: tuple[str, ...] = ()
-    """What of them does not hold."""
+    """What of them does not hold, and what else has to be seen beside the verdict."""
 
     @property
     def primaries(self) -> tuple[EffectView, ...]:
@@ -111,7 +116,16 @@ def candidate_row(campaign: CampaignState, proposal: ProposalState) -> Candidate
         needs=verdict.needs if verdict else None,
         effects=effects_of_verdict(experiment) if experiment else (),
         mechanism=tuple(experiment.mechanism) if experiment else (),
-        flags=mechanism_flags(status, experiment.mechanism) if experiment else (),
+        flags=_flags(campaign, experiment, status) if experiment else (),
+    )
+
+
+def _flags(campaign: CampaignState, experiment: ExperimentState, status: str) -> tuple[str, ...]:
+    """What a user must see beside the verdict."""
+    started = experiment.started
+    return (
+        *mechanism_flags(status, experiment.mechanism),
+        *instruction_flags(campaign, status, started.incumbent, started.candidate),
     )
 
 
@@ -156,6 +170,8 @@ class ExperimentView:
     looks: tuple[LookRow, ...]
     evidence: tuple[EvidenceRow, ...]
     mechanism: tuple[MechanismChecked, ...]
+    flags: tuple[str, ...]
+    """What a user must see beside the verdict."""
     effects: tuple[EffectView, ...]
     """Of the verdict, of the audit or of the ablation."""
     calibration: tuple[CalibrationRow, ...]
@@ -205,6 +221,7 @@ def experiment_view(
         looks=look_table(events, campaign.params),
         evidence=evidence_table(experiment.profiles, experiment.facts),
         mechanism=tuple(experiment.mechanism),
+        flags=_flags(campaign, experiment, status),
         effects=effects_of_verdict(experiment),
         calibration=calibration_rows(campaign.params, experiment),
     )

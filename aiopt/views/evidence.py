@@ -1,5 +1,6 @@
 """What profilers found: as a table, and as a text that is short enough for a prompt."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import median
 
@@ -14,6 +15,7 @@ from aiopt.events import (
     RunMeasured,
     Scalar,
 )
+from aiopt.evidence import change_of, scalar_of
 from aiopt.protocols import Measured, NotAvailable, ProfileResult
 from aiopt.replay import CampaignState
 
@@ -22,6 +24,7 @@ __all__ = [
     "evidence_digest",
     "evidence_lines",
     "evidence_table",
+    "instruction_flags",
     "mechanism_flags",
     "profiles_of",
     "result_row",
@@ -162,6 +165,21 @@ def mechanism_flags(status: str, checks: Iterable[MechanismChecked]) -> tuple[st
     )
 
 
+def instruction_flags(
+    campaign: CampaignState, status: str, incumbent: str, candidate: str
+) -> tuple[str, ...]:
+    """Of what was kept though it executes more instructions, where callgrind has counted them.
+
+    Instructions are blind to waiting and to caches, so this decides nothing.
+    """
+    sides = (profiles_of(campaign, each) for each in (incumbent, candidate))
+    change = change_of(*(scalar_of(side, "callgrind:instructions") for side in sides))
+    if status != "keep" or change is None or change.value > -_MORE_INSTRUCTIONS:
+        return ()
+    return (f"kept, though callgrind counts {100 * math.expm1(-change.value):+.1f} % instructions",)
+
+
+_MORE_INSTRUCTIONS = 0.01
 _FLAGS = {
     "unchanged": "the targeted function {function} did not change",
     "opposite": "the targeted function {function} became dearer",
