@@ -147,13 +147,20 @@ static void remember(const char *path, const char *problem, int wanted) {
     write_line(name, wanted ? O_TRUNC : O_APPEND, path, problem);
 }
 
+/* Whether coz starts this, and not what leads to coz itself (`env`, a chooser of versions). */
+static int by_coz(char *const envp[]) {
+    for (; envp && *envp; envp++)
+        if (!strncmp(*envp, "LD_PRELOAD=", 11) && strstr(*envp, "/libcoz")) return 1;
+    return 0;
+}
+
 /* A program that is linked statically never loads this library: only who starts it can see it. */
 int execve(const char *path, char *const argv[], char *const envp[]) {
     struct bytes file = mapped(path);
     if (file.size && is_wanted(path, file) && !has_interpreter(file)) remember(path, "static", 1);
     if (file.size) munmap((void *)file.at, file.size);
     /* coz itself was started with TERM ignored, so that it waits for its program's end. */
-    if (!getenv("AIOPT_COZ_LIB")) signal(SIGTERM, SIG_DFL);
+    if (by_coz(envp)) signal(SIGTERM, SIG_DFL);
     return syscall(SYS_execve, path, argv, envp);
 }
 

@@ -506,13 +506,19 @@ async def test_a_program_without_progress_points_can_be_named(tmp_path: Path) ->
 
 
 @pytest.mark.anyio
-async def test_a_service_that_is_ended_leaves_its_experiments(tmp_path: Path) -> None:
+@pytest.mark.parametrize("reached", ["at once", "by a script"])
+async def test_a_service_that_is_ended_leaves_its_experiments(tmp_path: Path, reached: str) -> None:
+    """Also where a script chooses what coz runs on, as version managers of Python have it."""
     program = compiled("phases", tmp_path, "-DWITH_COZ", "-ldl")
+    chooser = tmp_path / "chooser"
+    chooser.write_text('#!/bin/bash\nexec coz "$@"\n')
+    chooser.chmod(0o755)
+    coz = Coz(coz="coz" if reached == "at once" else str(chooser))
     async with opened(tmp_path) as workspace:
         await need_coz(workspace)
         script = 'env A=1 "$0" compute=1000000'
         command = Command(argv=("sh", "-c", f"exec {script}", program))
-        service = await workspace.start(Coz().wrap(command, "{run}/out"), Printed())
+        service = await workspace.start(coz.wrap(command, "{run}/out"), Printed())
         with anyio.fail_after(60):
             while await counted(workspace) < 3:  # noqa: ASYNC110  (there is no event)
                 await anyio.sleep(0.1)
@@ -520,7 +526,7 @@ async def test_a_service_that_is_ended_leaves_its_experiments(tmp_path: Path) ->
         # The exit code of coz for a program that TERM has ended.
         assert done.exit_code == 256 - 15
         assert done.strays_killed == 0
-        await workspace.run(Coz().finish("{run}/out"), Printed())
+        await workspace.run(coz.finish("{run}/out"), Printed())
         await workspace.get("{run}/out", tmp_path / "out")
     result = parse((tmp_path / "out").read_bytes())
     assert isinstance(result, Inconclusive | Measured)
