@@ -108,15 +108,20 @@ def write(**record):
     json.dump(dict(t=time.monotonic(), **record), out)
     out.write("\n")
 def sample():
-    global rolled
+    global rolled, rest
     seen = [(one, text("/proc/%s/status" % one[0])) for one in tree()]
     now = sum(resident(status) for _, status in seen)
-    # The rollup is slow (72 ms of a 380 MB process), so only when the tree has grown by a quarter.
-    roll = now > 1.25 * rolled
+    # The rollup is slow (72 ms of a 380 MB process), so only when the tree has grown: by a quarter,
+    # or a little and the last one took less than a fiftieth of the time since.
+    began = time.monotonic()
+    roll = now > 1.25 * rolled or (now > 1.01 * rolled and began > rest)
+    rollups = ["/proc/%s/smaps_rollup" % one[0] for one, _ in seen] if roll else []
+    rollups = [text(path) for path in rollups]
     if roll:
-        rolled = now
-    for one, status in seen:
-        more = dict(smaps_rollup=text("/proc/%s/smaps_rollup" % one[0])) if roll else dict()
+        rolled, ended = now, time.monotonic()
+        rest = ended + 50 * (ended - began)
+    for number, (one, status) in enumerate(seen):
+        more = dict(smaps_rollup=rollups[number]) if roll else dict()
         write(pid=int(one[0]), start=one[1], status=status, schedstat=ran(one), **more)
     out.flush()
 try:
@@ -127,7 +132,7 @@ try:
 except OSError as error:
     print("%s: %s" % (argv[0], error.strerror), file=sys.stderr)
     sys.exit(127 if isinstance(error, FileNotFoundError) else 126)
-threads, known, rolled, pause = dict(), dict(), 0, min(0.001, interval)
+threads, known, rolled, rest, pause = dict(), dict(), 0, 0.0, min(0.001, interval)
 known[ident(str(child))] = 1
 while True:
     # Before a zombie is reaped its run time can still be read.
@@ -338,8 +343,9 @@ class Proc:
 
     `peak_rss_bytes` is of the largest single process: adding up resident sets counts shared pages
     twice. `pss_bytes` and `unique_bytes` are sums over the tree, the largest of a few moments while
-    it grew. Run and wait times are schedstat's, of all threads that a poll met. Faults and switches
-    are wait4's. Of several runs the mean is given, with the least and the most as interval.
+    it grew: up to a quarter below a peak that lasts less than a second. Run and wait times are
+    schedstat's, of all threads that a poll met. Faults and switches are wait4's. Of several runs
+    the mean is given, with the least and the most as interval.
     """
 
     python: str = "python3"

@@ -184,7 +184,7 @@ def _poll(path: Path, *argv: str) -> subprocess.CompletedProcess[bytes]:
 
 @_linux
 def test_the_peak_of_a_child_of_the_command_is_seen(tmp_path: Path) -> None:
-    hog = "b = b'x' * (80 << 20); import time; time.sleep(0.4); sum(range(3000000)); print(len(b))"
+    hog = "b = b'x' * (80 << 20); import time; time.sleep(2); sum(range(3000000)); print(len(b))"
     inner = f'{sys.executable} -I -S -c "{hog}"; exit 3'
     done = _poll(tmp_path / "out", "sh", "-c", inner)
     assert (done.returncode, done.stdout.strip()) == (3, b"83886080")
