@@ -19,6 +19,7 @@ from aiopt.protocols import (
 )
 
 from ._perf_script import Frame, Lost, Sample, Script, Switch, code, folded_stack
+from ._perf_text import printed
 from ._reading import folded
 from ._trial import missing
 
@@ -264,6 +265,8 @@ class OffCpu:
     call_graph: str = "dwarf,4096"
     """`fp` is cheaper where there are very many switches; it misses the function that waits, for
     the C library's waiting functions have no frame pointer."""
+    python: str = "python3"
+    """Helps perf to unwind; see `_perf_maps`."""
     max_size: str = "900M"
     """Of perf's file; perf ends the program where it grows larger."""
     top: int = 20
@@ -280,11 +283,8 @@ class OffCpu:
         return evolve(command, argv=("sh", "-c", _SCRIPT, *words, *command.argv))
 
     def finish(self, output: str) -> Command:
-        script = (
-            'exec "$0" script --ns -i "$1.data" --no-inline --show-switch-events '
-            '--show-lost-events >"$1"'
-        )
-        return Command(argv=("sh", "-c", script, self.perf, output), timeout=600.0, label="offcpu")
+        options = ("--ns", "--show-switch-events")
+        return printed(output, self.perf, self.python, self.call_graph, *options, label="offcpu")
 
     def parse(self, profiles: Sequence[BinaryIO]) -> ProfileResult:
         recordings = []

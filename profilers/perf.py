@@ -22,6 +22,7 @@ from aiopt.protocols import (
 from aiopt.stats import wilson
 
 from ._perf_script import UNKNOWN, Frame, Lost, Sample, Script, Stacks, folded_stack, frame_of
+from ._perf_text import printed
 from ._reading import folded, largest, shares, too_large, whole
 from ._trial import missing
 
@@ -236,6 +237,8 @@ class Perf:
     """`cycles` is finer, where the machine has the counter; perf falls back silently."""
     call_graph: str = "fp"
     """`fp` needs programs with frame pointers; `dwarf,8192` does not, for ten times the data."""
+    python: str = "python3"
+    """Helps perf to unwind; see `_perf_maps`."""
     top: int = 20
     """How many functions become scalars and findings."""
     least_samples: int = 50
@@ -254,11 +257,8 @@ class Perf:
         return evolve(command, argv=(*record, *graph, "-o", f"{output}.data", "--", *command.argv))
 
     def finish(self, output: str) -> Command:
-        script = (
-            'exec "$0" script -i "$1.data" -F comm,pid,tid,time,period,event,ip,sym,dso '
-            '--no-inline --show-lost-events >"$1"'
-        )
-        return Command(argv=("sh", "-c", script, self.perf, output), timeout=600.0, label="perf")
+        fields = ("-F", "comm,pid,tid,time,period,event,ip,sym,dso")
+        return printed(output, self.perf, self.python, self.call_graph, *fields, label="perf")
 
     def parse(self, profiles: Sequence[BinaryIO]) -> ProfileResult:
         reading = _Reading()
