@@ -51,6 +51,7 @@ _FEW = 3
 _ASLEEP = 0.99
 _TOO_MANY_LOST = 0.05
 _WORTH_A_NOTE = 0.05
+_MOST = 0.5
 
 # What needs the right to trace and what does not have the same output; which of them is possible
 # only the place of the run can tell. TERM reaches perf and the program: perf writes its file.
@@ -104,6 +105,8 @@ class _Cause:
     kind: Class
     stack: str
     where: str
+    own: bool = False
+    """Whether `where` is a function of the program, and not of a library or the kernel."""
 
 
 @define
@@ -185,8 +188,7 @@ class _Recording:
         if state in ("X", "Z"):
             thread.pending, thread.over = None, True
         else:
-            kind = _class(state, sample.frames)
-            thread.pending = _Cause(kind, folded_stack(sample.frames), _where(sample.frames))
+            thread.pending = _cause(state, sample.frames)
 
     def _switch(self, thread: _Thread, switch: Switch) -> None:
         if switch.out:
@@ -226,13 +228,14 @@ def _class(state: str, frames: tuple[Frame, ...]) -> Class:
     return "L" if any(_LOCK.match(symbol) for symbol in kernel) else "B"
 
 
-def _where(frames: tuple[Frame, ...]) -> str:
-    """The function of the program that waits; else what is nearest to it."""
-    if own := code(frames):
-        return own[0].name
+def _cause(state: str, frames: tuple[Frame, ...]) -> _Cause:
+    """Where it waits is the function of the program, else what is nearest to it."""
+    own = code(frames)
     named = [frame for frame in frames if frame.known]
     user = [frame for frame in named if not frame.kernel]
-    return user[0].name if user else named[0].name if named else ""
+    nearest = own or user or named
+    where = nearest[0].name if nearest else ""
+    return _Cause(_class(state, frames), folded_stack(frames), where, bool(own))
 
 
 @frozen(kw_only=True)
@@ -314,7 +317,7 @@ class OffCpu:
         stacks: dict[str, int] = {}
         places: dict[tuple[Class, str], _Waits] = {}
         threads: dict[tuple[Class, str], set[str]] = {}
-        idle, on = _Waits(), 0
+        idle, on, foreign = _Waits(), 0, 0
         for recording in recordings:
             working = recording.working()
             counted = {id(thread) for thread in working}
@@ -330,6 +333,7 @@ class OffCpu:
                     where = cause.where or thread.name
                     stack = f"{cause.kind};{cause.stack or thread.name.replace(';', ':')}"
                     stacks[stack] = stacks.get(stack, 0) + waits.ns
+                    foreign += 0 if cause.own else waits.ns
                     places.setdefault((cause.kind, where), _Waits()).merge(waits)
                     threads.setdefault((cause.kind, where), set()).add(thread.name)
         if not any(waits.count for waits in classes.values()) and not idle.count:
@@ -359,7 +363,7 @@ class OffCpu:
             stacks=folded({stack: ns / runs / 1e3 for stack, ns in stacks.items()}),
             stacks_unit="us",
             findings=tuple(findings[:30]),
-            notes=tuple(_notes(recordings, classes, blocked)),
+            notes=tuple(_notes(recordings, classes, blocked, foreign)),
         )
 
 
@@ -379,7 +383,7 @@ def _most_first(place: tuple[tuple[Class, str], _Waits]) -> tuple[int, Class, st
 
 
 def _notes(
-    recordings: list[_Recording], classes: Mapping[Class, _Waits], blocked: int
+    recordings: list[_Recording], classes: Mapping[Class, _Waits], blocked: int, foreign: int
 ) -> Iterator[str]:
     without = sum(not each.classified for each in recordings)
     if without:
@@ -391,6 +395,12 @@ def _notes(
         yield (
             f"{classes['unclassified'].ns / blocked:.1%} of the waiting has no class: where the "
             'kernel hides its symbols, capabilities = ["perfmon", "syslog"] shows them'
+        )
+    if any(each.classified for each in recordings) and foreign > _MOST * (blocked or 1):
+        yield (
+            f"{foreign / blocked:.0%} of the waiting is in no function of the program: its call "
+            "stacks end in a library, or it has no symbols; call_graph = "
+            '"dwarf,16384" copies more of each stack'
         )
     idle = sum(len(each.threads) - len(each.working()) for each in recordings)
     if idle:

@@ -197,6 +197,16 @@ def test_whatever_the_file_holds_the_answer_is_a_value(file: bytes) -> None:
     check_total(OffCpu().parse, file)
 
 
+def test_stacks_that_end_in_a_library_are_told() -> None:
+    library = FUTEX.replace("work (/x)", "pthread_cond_wait (/usr/lib/libc.so.6)")
+    lonely = waits(1, *[5] * 9, stack=library)
+    result = measured((waits(2, *[5] * 5) + lonely).encode())
+    assert value(result, "off_cpu_ms[L,pthread_cond_wait]") == pytest.approx(45)
+    assert any(note.startswith("64% of the waiting is in no function") for note in result.notes)
+    result = measured((waits(2, *[5] * 10) + lonely).encode())
+    assert not any("no function" in note for note in result.notes)
+
+
 @pytest.mark.anyio
 async def test_a_real_program_waits_where_and_as_long_as_it_says(tmp_path: Path) -> None:
     program = compiled("phases", tmp_path)
