@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from aiopt.api import load_state, rescore, run
+    from aiopt.api import load_state, parse, profile, rescore, run
     from aiopt.campaign import open_campaign
     from aiopt.errors import (
         AiOptError,
@@ -67,6 +67,8 @@ __all__ = [
     "load_state",
     "load_target",
     "open_campaign",
+    "parse",
+    "profile",
     "rescore",
     "run",
 ]
@@ -76,6 +78,8 @@ _HOMES = {
     "load_state": "aiopt.api",
     "load_target": "aiopt.target",
     "open_campaign": "aiopt.campaign",
+    "parse": "aiopt.api",
+    "profile": "aiopt.api",
     "rescore": "aiopt.api",
     "run": "aiopt.api",
 }

@@ -1,24 +1,41 @@
 """The few functions that a script or a notebook needs, synchronous; `aiopt` itself exports them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import anyio
 from attrs import fields, has
 
-from aiopt.campaign import Observer, open_campaign
+from aiopt import plugins
+from aiopt.benchmark_output import result_of
+from aiopt.campaign import TRY, Observer, open_campaign
 from aiopt.config import unstructure
-from aiopt.errors import ConfigError
+from aiopt.errors import ConfigError, UnknownPluginError
 from aiopt.log import Log
+from aiopt.metrics import FORMATS
+from aiopt.protocols import ProfileResult
 from aiopt.replay import DEFAULT_FITNESS, LogState, Rescored, fold
 from aiopt.replay import rescore as rescore_campaign
 from aiopt.rules import RuleParams, params_from
 from aiopt.settings import Settings
-from aiopt.views import Summary, summary
+from aiopt.views import EvidenceRow, Summary, evidence_table, summary
 
-__all__ = ["load_state", "merged", "rescore", "rule_parameters", "run", "with_changes"]
+__all__ = [
+    "load_state",
+    "merged",
+    "parse",
+    "profile",
+    "rescore",
+    "rule_parameters",
+    "run",
+    "with_changes",
+]
+
+_LARGEST = 256 << 20
+"""Bytes of benchmark output that are read."""
 
 
 def run(
@@ -51,6 +68,78 @@ async def _run(folder: Path, results: Path, settings: Settings | None, **options
     async with open_campaign(folder, results, settings, **options) as campaign:
         await campaign.run()
         return summary(campaign.state)
+
+
+def profile(
+    target: Path | str,
+    *,
+    profilers: Sequence[str],
+    workload: str | None = None,
+    results: Path | str = "results",
+    settings: Settings | None = None,
+    resume: str | None = None,
+    observer: Observer | None = None,
+) -> tuple[EvidenceRow, ...]:
+    """What each of these profilers finds, in a run of its own, logged like everything else.
+
+    Of the unmodified source, or of the incumbent of the campaign whose stream is `resume`; of the
+    first workload, or of the one that is named. A profiler that cannot run here is a row, too, with
+    the reason and the command that would change it. Not from within an event loop: there, use
+    `open_campaign(…, profile_with=…)` and its `profile`.
+
+    Raises:
+        UnknownPluginError: there is no profiler of this name.
+        ConfigError, ConcurrentWriteError, BaselineFailed: as `run`.
+    """
+    folder, home = Path(target), Path(results).absolute()
+
+    async def work() -> tuple[EvidenceRow, ...]:
+        async with open_campaign(
+            folder,
+            home,
+            settings or Settings(proposer=TRY),
+            resume=resume,
+            observer=observer,
+            profile_with=tuple(profilers),
+        ) as campaign:
+            experiment = await campaign.profile(workload)
+            return evidence_table(experiment.profiles, experiment.facts)
+
+    return anyio.run(work)
+
+
+def parse(tool: str, files: Sequence[Path | str | BinaryIO]) -> ProfileResult:
+    """A profile or benchmark output that you have, as the same typed result as in a campaign.
+
+    `tool` is a profiler's name or a format of benchmark output. Several files are several runs,
+    taken together.
+
+    Raises:
+        UnknownPluginError: there is no such profiler or format.
+        OSError: a file cannot be opened.
+    """
+    reads = _reader(tool)
+    with ExitStack() as opened:
+        return reads(
+            [
+                opened.enter_context(open(each, "rb")) if isinstance(each, Path | str) else each
+                for each in files
+            ]
+        )
+
+
+def _reader(tool: str) -> Callable[[Sequence[BinaryIO]], ProfileResult]:
+    try:
+        profiler = plugins.load("profilers", tool).plugin
+    except UnknownPluginError:
+        if tool not in FORMATS:
+            known = ", ".join((*(f.name for f in plugins.available("profilers")), *FORMATS))
+            raise UnknownPluginError(f"{tool!r} is not known; there are {known}") from None
+        return lambda files: result_of(
+            tool, [file.read(_LARGEST).decode(errors="replace") for file in files]
+        )
+    read: Callable[[Sequence[BinaryIO]], ProfileResult] = profiler.parse
+    return read
 
 
 def load_state(log: Path | str) -> LogState:

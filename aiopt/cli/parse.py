@@ -6,20 +6,15 @@ from typing import BinaryIO
 import click
 import orjson
 
-from aiopt import plugins
-from aiopt.benchmark_output import result_of
+from aiopt.api import parse as read
 from aiopt.cli._options import as_json
 from aiopt.cli._text import print_json
 from aiopt.errors import UnknownPluginError
 from aiopt.flame import speedscope, top_stacks
-from aiopt.metrics import FORMATS
-from aiopt.protocols import Measured, ProfileResult
+from aiopt.protocols import Measured
 from aiopt.views import evidence_lines, result_row
 
 __all__ = ["parse"]
-
-_LARGEST = 256 << 20
-"""Bytes of benchmark output that are read."""
 
 
 @click.command(short_help="Read a profile or benchmark output that you have.")
@@ -62,7 +57,10 @@ def parse(
     \b
     Exit codes: 0 measured; 3 inconclusive; 1 failed; 2 usage.
     """
-    result = _result(name, files)
+    try:
+        result = read(name, files)
+    except UnknownPluginError as error:
+        raise click.UsageError(f"--with: {error}") from None
     stacks = result.stacks if isinstance(result, Measured) else ""
     if folded is not None:
         folded.write_text(stacks, encoding="utf-8")
@@ -89,16 +87,3 @@ def parse(
         for line in evidence_lines(row, top):
             click.echo(line)
     ctx.exit({"measured": 0, "inconclusive": 3}.get(row.status, 1))
-
-
-def _result(name: str, files: tuple[BinaryIO, ...]) -> ProfileResult:
-    try:
-        profiler = plugins.load("profilers", name).plugin
-    except UnknownPluginError:
-        if name not in FORMATS:
-            known = ", ".join((*(f.name for f in plugins.available("profilers")), *FORMATS))
-            raise click.UsageError(f"--with {name}: not known; there are {known}") from None
-        texts = [file.read(_LARGEST).decode(errors="replace") for file in files]
-        return result_of(name, texts)
-    answer: ProfileResult = profiler.parse(files)
-    return answer

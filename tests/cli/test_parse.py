@@ -1,9 +1,14 @@
 """`aiopt parse`."""
 
 import json
+from io import BytesIO
 from pathlib import Path
 
+import pytest
+
+import aiopt
 from aiopt.metrics import FORMATS
+from aiopt.protocols import Measured
 from tests.cli.conftest import invoke
 
 DATA = Path(__file__).parent.parent / "data" / "profilers"
@@ -40,6 +45,23 @@ def test_how_it_ended_is_in_the_exit_code(tmp_path: Path) -> None:
 def test_benchmark_output_is_read_too() -> None:
     done = invoke("parse", "--with", "lines", "-", "--json", input="wall_ms=12\n")
     assert json.loads(done.stdout)["scalars"]["wall_ms"]["value"] == 12
+
+
+def test_a_script_can_parse() -> None:
+    profile = DATA / "valgrind" / "callgrind.out"
+    for files in ([profile], [str(profile)], [BytesIO(profile.read_bytes())]):
+        result = aiopt.parse("callgrind", files)
+        assert isinstance(result, Measured)
+        assert result.scalars["instructions"].value == 56_531_563
+    benchmark = aiopt.parse("lines", [BytesIO(b"wall_ms=12\n"), BytesIO(b"wall_ms=14\n")])
+    assert isinstance(benchmark, Measured)
+    assert benchmark.scalars["wall_ms"].value == 13
+    with pytest.raises(
+        aiopt.UnknownPluginError, match=r"'nosuch' is not known; there are .*perf.*"
+    ):
+        aiopt.parse("nosuch", [profile])
+    with pytest.raises(FileNotFoundError):
+        aiopt.parse("perf", ["/no/such/file"])
 
 
 def test_several_files_are_runs_of_a_benchmark() -> None:

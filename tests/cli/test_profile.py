@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import aiopt
 from aiopt import plugins
 from aiopt.events import EvidenceCaptured
 from aiopt.log import Log
@@ -73,6 +74,31 @@ def test_profiles_are_of_the_incumbent(toy: Maker) -> None:
     )
     fresh = json.loads(invoke("profile", "toy", "--with", "stacks", "--json", "--new").stdout)
     assert fresh["patches"] == []
+
+
+@pytest.mark.usefixtures("stacks")
+def test_a_script_can_profile(toy: Maker) -> None:
+    """What a script has begun, it can go on with, and so can the command."""
+    folder = toy()
+    seen: list[str] = []
+    first = aiopt.profile(
+        folder,
+        profilers=("stacks", "bperf"),
+        observer=lambda recorded: seen.append(type(recorded.event).__name__),
+    )
+    assert [(row.profiler, row.status) for row in first] == [
+        ("stacks", "measured"),
+        ("bperf", "not_available"),
+    ]
+    assert first[0].scalars["self_share[hot]"].value == 0.5
+    assert "EvidenceCaptured" in seen
+    (stream,) = aiopt.load_state("results/toy/events.db").campaigns
+    (row,) = aiopt.profile(folder, profilers=["stacks"], resume=stream)
+    assert row.status == "measured"
+    assert invoke("profile", "toy", "--with", "stacks").exit_code == 0
+    assert len(aiopt.load_state("results/toy/events.db").campaigns) == 1
+    with pytest.raises(aiopt.UnknownPluginError, match="nosuch"):
+        aiopt.profile(folder, profilers=["nosuch"])
 
 
 def test_what_cannot_be_asked_for(toy: Maker) -> None:
