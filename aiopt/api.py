@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import anyio
-from attrs import fields, has
+from attrs import evolve, fields, has
 
 from aiopt import plugins
 from aiopt.benchmark_output import result_of
@@ -16,7 +16,7 @@ from aiopt.config import unstructure
 from aiopt.errors import ConfigError, UnknownPluginError
 from aiopt.log import Log
 from aiopt.metrics import FORMATS
-from aiopt.protocols import ProfileResult
+from aiopt.protocols import Failed, Inconclusive, ProfileResult
 from aiopt.replay import DEFAULT_FITNESS, LogState, Rescored, fold
 from aiopt.replay import rescore as rescore_campaign
 from aiopt.rules import RuleParams, params_from
@@ -36,6 +36,16 @@ __all__ = [
 
 _LARGEST = 256 << 20
 """Bytes of benchmark output that are read."""
+_RECORDINGS: Mapping[bytes, str] = {
+    b"PERFILE2": "a recording of perf; `perf script -i FILE` prints what is read here (for offcpu "
+    "with --ns --show-switch-events --show-lost-events)",
+    b'\x04"M\x18': "compressed by LZ4, as memray does; `memray transform csv FILE` "
+    "writes what is read here",
+    b"\x1f\x8b": "compressed; unpack it with gunzip",
+    b"\xfd7zXZ": "compressed; unpack it with unxz",
+    b"\x28\xb5\x2f\xfd": "compressed; unpack it with unzstd",
+}
+"""What files of tools begin with that are not what their own programs print."""
 
 
 def run(
@@ -120,12 +130,24 @@ def parse(tool: str, files: Sequence[Path | str | BinaryIO]) -> ProfileResult:
     """
     reads = _reader(tool)
     with ExitStack() as opened:
-        return reads(
-            [
-                opened.enter_context(open(each, "rb")) if isinstance(each, Path | str) else each
-                for each in files
-            ]
-        )
+        streams = [
+            opened.enter_context(open(each, "rb")) if isinstance(each, Path | str) else each
+            for each in files
+        ]
+        result = reads(streams)
+        if isinstance(result, Failed | Inconclusive):
+            for hint in filter(None, map(_recording, streams)):
+                return evolve(result, reason=f"{result.reason}; the file is {hint}")
+        return result
+
+
+def _recording(file: BinaryIO) -> str | None:
+    """What a file is that a tool keeps for itself, and what makes readable text of it."""
+    if not file.seekable():
+        return None
+    file.seek(0)
+    beginning = file.read(8)
+    return next((hint for magic, hint in _RECORDINGS.items() if beginning.startswith(magic)), None)
 
 
 def _reader(tool: str) -> Callable[[Sequence[BinaryIO]], ProfileResult]:

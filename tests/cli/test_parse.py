@@ -1,5 +1,6 @@
 """`aiopt parse`."""
 
+import gzip
 import json
 from io import BytesIO
 from pathlib import Path
@@ -62,6 +63,24 @@ def test_a_script_can_parse() -> None:
         aiopt.parse("nosuch", [profile])
     with pytest.raises(FileNotFoundError):
         aiopt.parse("perf", ["/no/such/file"])
+
+
+@pytest.mark.parametrize(
+    ("tool", "content", "hint"),
+    [
+        ("perf", b"PERFILE2" + bytes(500), "perf script -i FILE"),
+        ("offcpu", b"PERFILE2" + bytes(500), "--show-switch-events"),
+        ("memray", b'\x04"M\x18' + bytes(500), "memray transform csv FILE"),
+        ("coz", gzip.compress(b"startup\ttime=1\n"), "gunzip"),
+    ],
+)
+def test_what_a_tool_keeps_for_itself_is_told(
+    tmp_path: Path, tool: str, content: bytes, hint: str
+) -> None:
+    (tmp_path / "file").write_bytes(content)
+    done = invoke("parse", "--with", tool, str(tmp_path / "file"))
+    assert done.exit_code in (1, 3)
+    assert hint in done.output
 
 
 def test_several_files_are_runs_of_a_benchmark() -> None:
