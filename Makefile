@@ -14,8 +14,8 @@ pure := aiopt/events.py,aiopt/ids.py,aiopt/codec.py,aiopt/config.py,aiopt/replay
 aiopt/stats.py,aiopt/fitness.py,aiopt/rules.py,aiopt/pairs.py,aiopt/verdict.py,$\
 aiopt/planning.py,aiopt/sequential.py,aiopt/calibration.py,aiopt/guards.py,aiopt/stage_progress.py,$\
 aiopt/two_stage.py,aiopt/signed_rank.py,aiopt/other_tools.py,aiopt/comparisons.py,aiopt/budget.py,aiopt/audit.py,$\
-aiopt/voiding.py,aiopt/evidence.py,aiopt/mechanism.py,aiopt/causal.py,aiopt/benchmark_output.py,aiopt/simulate.py,$\
-aiopt/metrics.py,aiopt/found.py,aiopt/db_bench.py,aiopt/criterion.py,aiopt/target.py,$\
+aiopt/voiding.py,aiopt/evidence.py,aiopt/mechanism.py,aiopt/moved_lines.py,aiopt/causal.py,aiopt/benchmark_output.py,$\
+aiopt/simulate.py,aiopt/metrics.py,aiopt/found.py,aiopt/db_bench.py,aiopt/criterion.py,aiopt/target.py,$\
 aiopt/candidate.py,aiopt/settings.py,strategies/*.py
 
 .PHONY: help demo test lint ruff format-check mypy imports format coverage bench bench-verdict \

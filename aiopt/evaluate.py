@@ -4,7 +4,7 @@ Every step is a transition of the log's fold, so an experiment that was cut off 
 where its events end.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 
 import anyio
 from attrs import frozen
@@ -40,7 +40,8 @@ from aiopt.ids import short_name
 from aiopt.laboratory import Change, Laboratory
 from aiopt.lifecycle import Emit
 from aiopt.measure import IncumbentFailed, Side, outcome_of, run_once
-from aiopt.mechanism import Profile, check_claim
+from aiopt.mechanism import Profile, check_claim, is_line
+from aiopt.moved_lines import lines_after
 from aiopt.profiling import ProfileRunner
 from aiopt.replay import CampaignState, ExperimentState, ProposalState
 from aiopt.verdict import RULES, Judge, verdict_by
@@ -332,7 +333,7 @@ class Evaluator:
         items: list[tuple[str, Event]] = [
             *((stream, look) for look in looks),
             (stream, verdict),
-            *((stream, checked) for checked in self._mechanism(experiment, verdict)),
+            *[(stream, checked) async for checked in self._mechanism(experiment, verdict)],
             (stream, ExperimentFinished(outcome="judged")),
         ]
         done_with = [started.candidate]
@@ -357,9 +358,9 @@ class Evaluator:
         for candidate in done_with:
             await self._bench.close(candidate)
 
-    def _mechanism(
+    async def _mechanism(
         self, experiment: ExperimentState, verdict: VerdictReached
-    ) -> Iterator[MechanismChecked]:
+    ) -> AsyncIterator[MechanismChecked]:
         """What the patch claims, against the profiles of incumbent and candidate."""
         started, state = experiment.started, self._state
         claims = state.proposals[started.number].proposed.claims
@@ -374,7 +375,11 @@ class Evaluator:
         for claim in claims:
             metric = self._target.metrics.get(claim.metric)
             unit = metric.unit if metric is not None else ""
-            yield check_claim(claim, unit, before, after, effects)
+            followed = None
+            if is_line(claim.function) and started.incumbent == state.incumbent:
+                diff = await self._bench.diff(state.incumbent_tree, started.tree)
+                followed = lines_after(diff, claim.function)
+            yield check_claim(claim, unit, before, after, effects, followed)
 
     def _stacks_of(
         self, answers: Iterable[EvidenceCaptured | ProfilerUnavailable]

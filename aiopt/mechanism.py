@@ -17,18 +17,26 @@ from attrs import frozen
 from aiopt.events import Claim, Effect, MechanismChecked, Scalar
 from aiopt.stats import wilson
 
-__all__ = ["Profile", "check_claim", "cost_in", "matches"]
+__all__ = ["Profile", "check_claim", "cost_in", "is_line", "matches"]
 
 _PLACE = re.compile(r"\s*\((?P<place>[^()]*)\)$")
-_CLONE = re.compile(
-    r"(?:\.(?:constprop|isra|part|cold|lto_priv|llvm|clone|specialized)(?:\.[0-9]+)*)+$"
+_LINE = re.compile(r"(?P<file>[^:]+):(?P<line>[0-9]+)")
+_IN_FILE = re.compile(r"(?P<file>[^:\s]+):(?!:)(?P<name>.+)")
+_COPY = re.compile(
+    r"(?: \[clone [^\]]*\]|'[0-9]+|@plt"
+    r"|\.(?:constprop|isra|part|cold|lto_priv|llvm|clone|specialized)(?:\.[0-9]+)*)+$"
 )
-"""What gcc and LLVM append to the names of copies of a function that they made themselves."""
+"""What gcc and LLVM append to the names of copies of a function that they made themselves, and
+callgrind to those of a function that calls itself."""
+_OPERATOR = re.compile(r"\boperator(?:<=>|<<=?|>>=?|->\*?|[<>]=?|\(\))")
+_GO_METHOD = re.compile(r"\(\*?(\w+)\)\.")
+_SAFE = str.maketrans("<>()", "\x01\x02\x03\x04")
 _MEMORY_UNITS = frozenset({"b", "kb", "kib", "mb", "mib", "gb", "gib", "bytes"})
 _Z = 1.959963984540054
+_SPREADS = {"instructions": 0.01, "us": 0.1}
 _SPREAD = 0.05
-"""Relative standard deviation that is taken for a weight that is no count of samples: the same
-program under the same profiler again. Instruction counts repeat better, allocations do not."""
+"""Relative standard deviation that is taken for a weight that is no count of samples, by its unit:
+the same program under the same profiler again. Instruction counts repeat well, waiting does not."""
 _NONE_SEEN = 3.0
 """Where a function has no sample left, its expected number is below this with 95 % (rule of three:
 Hanley & Lippman-Hand, JAMA 249 (1983) 1743)."""
@@ -61,30 +69,56 @@ class _Cost:
         return self.inside / self.all if self.all > 0 else 0.0
 
 
+def is_line(function: str) -> bool:
+    """Whether a claim is about one line, `file:line`, as causal profiles name places."""
+    return _LINE.fullmatch(function) is not None
+
+
 def matches(frame: str, function: str) -> bool:
     """Whether a frame is of this function.
 
     Frames look like `name`, `name (file:line)`, `Class::name(args)` or `file:line`; a function may
     be claimed as `name`, by the end of a qualified name, as `file:name`, or by one line as
-    `file:line`.
+    `file:line`. Arguments, template arguments and the type that is returned do not count.
     """
-    place = _PLACE.search(frame)
-    name = frame[: place.start()] if place else frame
-    file, colon, wanted = function.rpartition(":")
-    if wanted.isdigit():  # a line, as causal profiles name them
-        spot = place["place"] if place else frame
-        return spot == function or spot.endswith(f"/{function}")
-    if not colon or function.count("::"):
-        file, wanted = "", function
-    if file and not (place and place["place"].partition(":")[0].endswith(file)):
+    found = _PLACE.search(frame)
+    name, place = (frame[: found.start()], found["place"]) if found else (frame, "")
+    if is_line(function):
+        return _is_file(place or frame, function)
+    file, wanted = "", function
+    if in_file := _IN_FILE.fullmatch(function):
+        file, wanted = in_file["file"], in_file["name"]
+    if file and not _is_file(place.partition(":")[0], file):
         return False
-    name = _CLONE.sub("", name)
-    bare = name.partition("(")[0].strip()
-    return wanted in (name, bare) or bare.endswith((f".{wanted}", f"::{wanted}"))
+    bare, wanted = _bare(name), _bare(wanted)
+    return bare == wanted or bare.endswith((f".{wanted}", f"::{wanted}"))
 
 
-def cost_in(stacks: str, function: str) -> tuple[float, float]:
-    """The weight of all stacks that the function is in, and that of all stacks.
+def _is_file(path: str, end: str) -> bool:
+    return path == end or path.endswith(f"/{end}")
+
+
+def _bare(name: str) -> str:
+    """A qualified name without what else demanglers print: `a::b` of `int a::b<c>(d) const`."""
+    name = _COPY.sub("", name).replace("(anonymous namespace)", "{anonymous}")
+    name = _GO_METHOD.sub(r"\1.", name)
+    name = _OPERATOR.sub(lambda found: found[0].translate(_SAFE), name)
+    kept, depth = "", 0
+    for char in name:
+        if char == "<" and (depth or not kept.endswith(".")):
+            depth += 1
+        elif char == ">" and depth:
+            depth -= 1
+        elif not depth:
+            kept += char
+    kept = kept if kept.strip() else name  # Python's <lambda> and <module>
+    kept = kept.partition("(")[0].strip()
+    before, operator, after = kept.rpartition("operator ")
+    return before.rpartition(" ")[2] + operator + after if operator else kept.rpartition(" ")[2]
+
+
+def cost_in(stacks: str, *functions: str) -> tuple[float, float]:
+    """The weight of all stacks that one of the functions is in, and that of all stacks.
 
     Lines that are no `frames weight` are passed over.
     """
@@ -101,7 +135,7 @@ def cost_in(stacks: str, function: str) -> tuple[float, float]:
         everything += weight
         for frame in stack.split(";"):
             if frame not in seen:
-                seen[frame] = matches(frame, function)
+                seen[frame] = any(matches(frame, function) for function in functions)
             if seen[frame]:
                 inside += weight
                 break
@@ -114,15 +148,19 @@ def check_claim(
     before: Iterable[Profile],
     after: Iterable[Profile],
     effects: Sequence[Effect],
+    lines_after: Sequence[str] | None = None,
 ) -> MechanismChecked:
     """Compare incumbent (`before`) and candidate (`after`) in the claimed function.
 
     The cost of the function per unit of work, inclusive of what it calls: where samples are
-    counted, its share of them times the metric as the timing runs measured it (`effects` of the
-    verdict), for how many samples a run yields is chance; else its weight in a run itself (bytes,
-    instructions, microseconds). The change is the natural log of candidate over incumbent, below 0
-    if the function became cheaper, with a 95 % interval. Of profilers that could tell, the first
-    one that has seen the function does, and those that count samples come first.
+    counted, its share of them times the CPU time as the timing runs measured it (`effects` of the
+    verdict), for how many samples a run yields is chance; without such a metric, their number;
+    else its weight in a run itself (bytes, instructions, microseconds). The change is the natural
+    log of candidate over incumbent, below 0 if the function became cheaper, with a 95 % interval.
+    Of profilers that have seen the function, the one that can tell its change most precisely does.
+
+    A patch moves lines: of a claim about a `file:line`, `lines_after` says which lines of the
+    candidate came of it (see `moved_lines`).
     """
     memory = metric_unit.lower() in _MEMORY_UNITS
     later = {profile.profiler: profile for profile in after}
@@ -131,15 +169,22 @@ def check_claim(
         for profile in before
         if profile.of_memory == memory and profile.profiler in later
     ]
-    pairs.sort(key=lambda pair: not pair[0].counted)
+    if "cpu" in claim.metric:  # waiting says nothing of it
+        pairs = [pair for pair in pairs if pair[0].unit != "us"] or pairs
     if not pairs:
         kind = "memory" if memory else "time"
         return _unmeasured(claim, f"no profiler of {kind} has seen both incumbent and candidate")
-    effect = next((e for e in effects if e.metric == claim.metric and e.effect is not None), None)
-    for earlier, now in pairs:
-        first, second = (_Cost(*cost_in(p.stacks, claim.function)) for p in (earlier, now))
-        if first.inside or second.inside:
-            return _compared(claim, earlier, first, second, effect)
+    if is_line(claim.function) and lines_after is None:
+        return _unmeasured(claim, "a line cannot be followed through this change")
+    names_after = (claim.function,) if lines_after is None else lines_after
+    compared = [
+        (profile, _Cost(*cost_in(profile.stacks, claim.function)), cost_after)
+        for profile, now in pairs
+        for cost_after in [_Cost(*cost_in(now.stacks, *names_after))]
+    ]
+    seen = [each for each in compared if each[1].inside or each[2].inside]
+    if seen:
+        return _compared(claim, *min(seen, key=_vagueness), _cpu_effect(claim, effects))
     names = ", ".join(profile.profiler for profile, _ in pairs)
     return MechanismChecked(
         claim=claim,
@@ -149,6 +194,18 @@ def check_claim(
     )
 
 
+def _cpu_effect(claim: Claim, effects: Sequence[Effect]) -> Effect | None:
+    """What samples on the CPU are in proportion to; not so the wall time, of which they may be a
+    small part, nor its quantiles."""
+    known = [each for each in effects if "cpu" in each.metric and each.effect is not None]
+    return next((e for e in known if e.metric == claim.metric), known[0] if known else None)
+
+
+def _vagueness(compared: tuple[Profile, _Cost, _Cost]) -> float:
+    profile, before, after = compared
+    return _log_variance(before if before.inside else after, profile)
+
+
 def _unmeasured(claim: Claim, why: str) -> MechanismChecked:
     return MechanismChecked(claim=claim, profiler="", status="not_measured", detail=why)
 
@@ -156,19 +213,19 @@ def _unmeasured(claim: Claim, why: str) -> MechanismChecked:
 def _compared(
     claim: Claim, profile: Profile, before: _Cost, after: _Cost, effect: Effect | None
 ) -> MechanismChecked:
-    counted = profile.counted
-    base = (before.share, after.share) if counted else (before.inside, after.inside)
-    shares = [_share(cost, counted) for cost in (before, after)]
-    if not all(base):
+    shares = [_share(cost, profile.counted) for cost in (before, after)]
+    if not (before.inside and after.inside):
         return _appeared_or_gone(claim, profile, before, after, shares)
-    change = math.log(base[1] / base[0])
-    variance = sum(_log_variance(cost, counted) for cost in (before, after))
+    change = math.log(after.inside / before.inside)
+    variance = sum(_log_variance(cost, profile) for cost in (before, after))
     scaled = ""
-    if counted and effect is not None and effect.effect is not None:
-        change -= effect.effect
+    if profile.counted and effect is not None and effect.effect is not None:
+        change = math.log(after.share / before.share) - effect.effect
         if effect.low is not None and effect.high is not None:
             variance += ((effect.high - effect.low) / (2 * _Z)) ** 2
-        scaled = f" of {claim.metric}"
+        scaled = f" of {effect.metric}"
+    elif profile.counted:
+        variance = 1 / before.inside + 1 / after.inside + 2 * _SPREAD**2
     reach = _Z * math.sqrt(variance)
     low, high = change - reach, change + reach
     status: Literal["confirmed", "opposite", "unchanged"] = (
@@ -197,7 +254,7 @@ def _appeared_or_gone(
     gone = after.inside == 0
     there, other = (before, after) if gone else (after, before)
     limit = _NONE_SEEN / other.all if profile.counted and other.all else 0.0
-    clear = there.share * (1 - _Z * math.sqrt(_log_variance(there, profile.counted)))
+    clear = there.share * (1 - _Z * math.sqrt(_log_variance(there, profile)))
     status: Literal["confirmed", "opposite", "unchanged"] = "unchanged"
     if clear > limit:
         status = "confirmed" if gone else "opposite"
@@ -215,9 +272,11 @@ def _appeared_or_gone(
     )
 
 
-def _log_variance(cost: _Cost, counted: bool) -> float:
+def _log_variance(cost: _Cost, profile: Profile) -> float:
     """Of the log of a share: binomial where samples are counted (delta method)."""
-    return (1 - cost.share) / cost.inside if counted else _SPREAD**2
+    if profile.counted:
+        return (1 - cost.share) / cost.inside
+    return float(_SPREADS.get(profile.unit, _SPREAD) ** 2)
 
 
 def _share(cost: _Cost, counted: bool) -> Scalar:

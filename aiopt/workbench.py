@@ -181,6 +181,10 @@ class Workbench:
         """Whether the candidate's source is checked out, as this tree, and unmodified."""
         return await self._repository.is_intact(self.tree_of(candidate), tree)
 
+    async def diff(self, before: str, after: str) -> str:
+        """The unified diff between two trees or commits."""
+        return (await self._repository.diff(before, after)).decode(errors="surrogateescape")
+
     async def check_out(self, candidate: str, base: str, genome: Iterable[PatchRef]) -> str:
         """The candidate's tree: the base commit with the patches of
         its genome; returns the tree's id.

@@ -53,6 +53,29 @@ def samples(encode: int, rest: int, profiler: str = "py-spy") -> Profile:
         ("src/serial.c:10", "serial.c:10", True),
         ("heavy (serial.c:10)", "serial.c:10", True),
         ("serial.c:100", "serial.c:10", False),
+        ("ns::(anonymous namespace)::encode", "encode", True),
+        ("(anonymous namespace)::encode(int)", "encode", True),
+        ("ns::hot [clone .isra.0]", "ns::hot", True),
+        ("hot.constprop.0'2", "hot", True),
+        ("hot@plt", "hot", True),
+        ("void sort_it<int*>(int*, int*)", "sort_it", True),
+        ("std::map<int, Foo<int> > ns::sort_it<a::b>(int)", "ns::sort_it", True),
+        ("ns::Map<int, Foo>::get", "Map::get", True),
+        ("ns::Map<int, Foo>::get", "Map<int, Foo>::get", True),
+        ("ns::Map<int, Foo>::get", "Foo", False),
+        ("audio_read (src/audio.c:12)", "io.c:audio_read", False),
+        ("DB::get (db/db.cc:3)", "db.cc:DB::get", True),
+        ("Foo::operator()(int) const", "Foo::operator()", True),
+        ("bool ns::operator< <int>(int)", "operator<", True),
+        ("ns::It::operator->", "It::operator->", True),
+        ("operator new(unsigned long)", "operator new", True),
+        ("void* ns::Pool::operator new(unsigned long)", "Pool::operator new", True),
+        ("<lambda> (app.py:12)", "<lambda>", True),
+        ("f.<locals>.<lambda> (app.py:12)", "<lambda>", True),
+        ("f.<locals>.g (app.py:12)", "g", True),
+        ("<core::iter::Map<I,F> as Iterator>::next", "next", True),
+        ("main.(*Tree).Insert", "Tree.Insert", True),
+        ("handle (app.py:12)", "Server.handle", False),
     ],
 )
 def test_a_function_is_known_by_its_name(frame: str, function: str, expected: bool) -> None:
@@ -154,10 +177,59 @@ def test_bytes_are_compared_as_they_are() -> None:
     assert same.status == "unchanged"
 
 
-def test_samples_are_asked_before_weights() -> None:
-    waits = Profile(profiler="offcpu", stacks="[L];encode 100\n", unit="us")
-    found = check_claim(CLAIM, "s", [waits, samples(5, 5)], [waits, samples(5, 5)], [])
-    assert found.profiler == "py-spy"
+def weights(encode: int, profiler: str = "callgrind", unit: str = "instructions") -> Profile:
+    stacks = f"main;encode {encode}\nmain;rest 99000000\n"
+    return Profile(profiler=profiler, stacks=stacks, unit=unit)
+
+
+@pytest.mark.parametrize(("many", "expected"), [(10_000_000, "py-spy"), (5, "callgrind")])
+def test_whoever_can_tell_most_precisely_is_asked(many: int, expected: str) -> None:
+    """Of few samples a change cannot be seen that instruction counts show."""
+    before, after = [weights(1000), samples(many, 500)], [weights(500), samples(many // 2, 500)]
+    found = check_claim(CLAIM, "s", before, after, [])
+    assert (found.profiler, found.status) == (expected, "confirmed")
+
+
+def test_waiting_is_asked_only_where_it_can_be_meant() -> None:
+    waits, few = weights(1000, "offcpu", "us"), samples(5, 5)
+    for metric, expected in (("cpu", "py-spy"), ("wall_seconds", "offcpu")):
+        claim = Claim(function="encode", metric=metric)
+        assert check_claim(claim, "s", [few, waits], [few, waits], []).profiler == expected
+    fewer = weights(800, "offcpu", "us")
+    assert check_claim(CLAIM, "s", [waits], [fewer], []).status == "unchanged"
+
+
+@pytest.mark.parametrize("metric", ["wall_seconds", "p99_ms", "no_such_metric"])
+def test_samples_are_not_in_proportion_to_time_that_is_no_cpu_time(metric: str) -> None:
+    """A sleep that is gone halves the wall time, and no function on the CPU has changed."""
+    claim = Claim(function="encode", metric=metric)
+    halved = evolve(effect(math.log(2)), metric=metric)
+    same = [samples(600, 400)]
+    assert check_claim(claim, "s", same, same, [halved]).status == "unchanged"
+    assert check_claim(claim, "s", same, same, [halved, effect(0.0)]).status == "unchanged"
+    # Where the rest became less, the share says nothing, and the number does.
+    assert check_claim(claim, "s", same, [samples(600, 40)], [halved]).status == "unchanged"
+    half = check_claim(claim, "s", same, [samples(300, 400)], [halved])
+    assert half.status == "confirmed"
+    assert half.change is not None
+    assert half.change.value == pytest.approx(math.log(0.5))
+
+
+def test_lines_are_compared_with_what_came_of_them() -> None:
+    def lines(*weights: tuple[int, int]) -> list[Profile]:
+        stacks = "".join(f"/src/w.c:{line} {weight}\n" for line, weight in weights)
+        return [Profile(profiler="coz", stacks=stacks, unit="samples")]
+
+    claim = Claim(function="w.c:120", metric="cpu")
+    before, moved = lines((120, 600), (9, 400)), lines((123, 600), (9, 400))
+    assert check_claim(claim, "s", before, moved, [], ["w.c:123"]).status == "unchanged"
+    assert check_claim(claim, "s", before, moved, []).status == "not_measured"
+    split = lines((120, 200), (121, 100), (9, 400))
+    found = check_claim(claim, "s", before, split, [], ["w.c:120", "w.c:121"])
+    assert found.status == "confirmed"
+    assert found.change is not None
+    assert found.change.value == pytest.approx(math.log(0.5))
+    assert check_claim(claim, "s", before, lines((9, 400)), [], []).status == "confirmed"
 
 
 @given(*[st.integers(0, 2000) for _ in range(4)])
