@@ -14,6 +14,7 @@ from typing import Literal
 from attrs import field, frozen
 
 from aiopt.events import EvidenceCaptured, MechanismChecked, Scalar
+from aiopt.evidence import latest
 
 __all__ = [
     "Credit",
@@ -108,21 +109,22 @@ def seed_causal(
     )
 
 
-def signals_of(profiles: Sequence[object]) -> Signals:
-    """What profilers add to the signals of one candidate: causal and off-CPU."""
-    causal: float | None = None
-    waits: float | None = None
-    for profile in profiles:
-        if not isinstance(profile, EvidenceCaptured):
-            continue
-        slopes = [*_slopes(profile)]
-        if slopes:
-            largest = max(0.0, *(slope.value for _, slope in slopes))
-            causal = largest if causal is None else max(causal, largest)
-        found = [profile.scalars[name].value for name in _OFF_CPU if name in profile.scalars]
-        if found:
-            waits = (waits or 0.0) + math.fsum(found)
-    return Signals(causal=causal, off_cpu=waits)
+def signals_of(profiles: Sequence[object], workload: str) -> Signals:
+    """What profilers add to the signals of one candidate: causal and off-CPU.
+
+    Of each profiler what it said last; of several that know of waiting, one.
+    """
+    said = [answer for answer in latest(profiles) if answer.workload == workload]
+    slopes = [slope.value for answer in said for _, slope in _slopes(answer)]
+    waits = {
+        answer.profiler: [answer.scalars[name].value for name in _OFF_CPU if name in answer.scalars]
+        for answer in said
+    }
+    known = sorted(profiler for profiler, values in waits.items() if values)
+    return Signals(
+        causal=max(0.0, *slopes) if slopes else None,
+        off_cpu=math.fsum(waits[known[0]]) if known else None,
+    )
 
 
 def _slopes(profile: EvidenceCaptured) -> Iterator[tuple[str, Scalar]]:
@@ -160,15 +162,14 @@ def headroom(profiles: Sequence[object]) -> Headroom | None:
     """
     lines = [
         (slope.low, slope.high, line)
-        for profile in profiles
-        if isinstance(profile, EvidenceCaptured)
+        for profile in latest(profiles)
         for line, slope in _slopes(profile)
         if slope.low is not None and slope.high is not None
     ]
     if not lines:
         return None
     low, _, line = max(lines)
-    high = max(0.0, *(high for _, high, _ in lines))
+    high = min(1.0, max(0.0, *(high for _, high, _ in lines)))
     return Headroom(low=max(0.0, low), high=high, line=line if low > 0 else "")
 
 
@@ -210,8 +211,7 @@ def credit_of(check: MechanismChecked, realised: Scalar, parent: Sequence[object
     slope = next(
         (
             slope
-            for profile in parent
-            if isinstance(profile, EvidenceCaptured)
+            for profile in latest(parent)
             for line, slope in _slopes(profile)
             if line == check.claim.function or line.endswith(f"/{check.claim.function}")
         ),
@@ -226,7 +226,10 @@ def credit_of(check: MechanismChecked, realised: Scalar, parent: Sequence[object
         high=None if check.change.low is None else -math.expm1(check.change.low),
     )
     bounds = [
-        a * b for a in (slope.low, slope.high) for b in (local.low, local.high) if a and b
+        a * b
+        for a in (slope.low, slope.high)
+        for b in (local.low, local.high)
+        if a is not None and b is not None
     ] or [slope.value * local.value]
     predicted = Scalar(
         value=slope.value * local.value, unit="ratio", low=min(bounds), high=max(bounds)

@@ -366,11 +366,11 @@ class Evaluator:
         claims = state.proposals[started.number].proposed.claims
         if not claims or verdict.kind == "invalid" or not self._profilers.profilers:
             return
+        main = self._target.main_workloads[0]
         before, after = (
-            [*self._stacks_of(profiles_of(state, candidate))]
+            [*self._stacks_of(profiles_of(state, candidate), main)]
             for candidate in (started.incumbent, started.candidate)
         )
-        main = self._target.main_workloads[0]
         effects = [effect for effect in verdict.effects if effect.workload == main]
         for claim in claims:
             metric = self._target.metrics.get(claim.metric)
@@ -382,10 +382,12 @@ class Evaluator:
             yield check_claim(claim, unit, before, after, effects, followed)
 
     def _stacks_of(
-        self, answers: Iterable[EvidenceCaptured | ProfilerUnavailable]
+        self, answers: Iterable[EvidenceCaptured | ProfilerUnavailable], workload: str
     ) -> Iterator[Profile]:
         for answer in answers:
-            if isinstance(answer, EvidenceCaptured) and answer.stacks is not None:
+            if not isinstance(answer, EvidenceCaptured) or answer.workload != workload:
+                continue
+            if answer.stacks is not None:
                 stacks = self._blobs.get(answer.stacks).decode(errors="replace")
                 yield Profile(profiler=answer.profiler, stacks=stacks, unit=answer.stacks_unit)
 

@@ -442,7 +442,7 @@ def rescore(
 
     What profilers measured can have a weight in the ranking, as `PROFILER:SCALAR`, less being
     better, and be a guard of it: `guards` are margins by such names, and a candidate of which it is
-    proved that it has more than the margin above its incumbent (0.05: by 5 %) is not ranked.
+    proved that it has more than the margin above the baseline (0.05: by 5 %) is not ranked.
 
     Raises:
         ConfigError: no such rule or fitness, parameters under which it could not decide, or a
@@ -476,8 +476,6 @@ def rescore(
         own: Fitness | Unmeasured
         if experiment.verdict.kind == "invalid":
             own = Unmeasured(reason=f"invalid: {experiment.verdict.reason}")
-        elif broken := evidence.broken(experiment):
-            own = Unmeasured(reason=broken)
         else:
             changes = evidence.changes(experiment)
             own = fitness_of(params, experiment.facts, ranking_weights, changes)
@@ -488,6 +486,9 @@ def rescore(
             continue
         origin = origins.get(experiment.started.incumbent, _Origin()).after(own)
         origins[experiment.started.candidate] = origin
+        if broken := evidence.broken(experiment):
+            unranked.append((experiment.stream, broken))
+            continue
         score = seed.score(experiment) if seed is not None else None
         if seed is not None and score is None:
             unranked.append((experiment.stream, "none of the signals of seed-causal was measured"))
@@ -546,6 +547,7 @@ class _Evidence:
         self, campaign: CampaignState, weighted: Iterable[str], guards: Mapping[str, float] | None
     ) -> None:
         self._profiles = _profiles_by_candidate(campaign)
+        self._baseline = campaign.baseline
         self._weighted, self._guards = tuple(weighted), guards or {}
         for what, names in (("guards", self._guards), ("weights", self._weighted)):
             for name in names:
@@ -562,29 +564,36 @@ class _Evidence:
             raise ConfigError(what, [(name, problem)])
 
     def changes(self, experiment: ExperimentState) -> Mapping[str, Change]:
-        return self._of(self._weighted, experiment)
+        """Against the incumbent, of what has a weight; what became infinite has no ratio."""
+        found = self._of(self._weighted, experiment.started.incumbent, experiment)
+        return {name: change for name, change in found.items() if math.isfinite(change.value)}
 
     def broken(self, experiment: ExperimentState) -> str:
         """Which guard is proved to be broken, and by how much; empty if none is."""
-        for name, change in self._of(self._guards, experiment).items():
+        for name, change in self._guarded(experiment).items():
             if -change.high > math.log1p(self._guards[name]):
+                margin = f"beyond its margin of {100 * self._guards[name]:g} %"
+                if math.isinf(change.value):
+                    return f"{name} was 0 and is not any more, {margin}"
                 more = [100 * math.expm1(-x) for x in (change.value, change.high, change.low)]
                 return (
-                    f"{name} changed by {more[0]:+.1f} % [{more[1]:+.1f}, {more[2]:+.1f}], beyond "
-                    f"its margin of {100 * self._guards[name]:g} %"
+                    f"{name} changed by {more[0]:+.1f} % [{more[1]:+.1f}, {more[2]:+.1f}], {margin}"
                 )
         return ""
 
     def unguarded(self, experiment: ExperimentState) -> frozenset[str]:
-        """Guards of which candidate or incumbent have no measurement."""
-        return frozenset(self._guards).difference(self._of(self._guards, experiment))
+        """Guards of which candidate or baseline have no measurement."""
+        return frozenset(self._guards).difference(self._guarded(experiment))
 
-    def _of(self, names: Iterable[str], experiment: ExperimentState) -> Mapping[str, Change]:
-        started = experiment.started
-        before, after = (
-            self._profiles.get(each, ()) for each in (started.incumbent, started.candidate)
-        )
-        return changes_of(names, before, after)
+    def _guarded(self, experiment: ExperimentState) -> Mapping[str, Change]:
+        """Against the baseline, as the ranking is: else it could be lost step by step."""
+        return self._of(self._guards, self._baseline, experiment)
+
+    def _of(
+        self, names: Iterable[str], before: str, experiment: ExperimentState
+    ) -> Mapping[str, Change]:
+        sides = (self._profiles.get(each, ()) for each in (before, experiment.started.candidate))
+        return changes_of(names, *sides)
 
 
 def _profiles_by_candidate(
@@ -605,7 +614,7 @@ class _Seed:
         self._throughput = _seed_metric(params, _THROUGHPUT)
         self._latency = _seed_metric(params, _LATENCY)
         self._profiles = _profiles_by_candidate(campaign)
-        self._baseline = signals_of(self._profiles.get(campaign.baseline, ()))
+        self._baseline = signals_of(self._profiles.get(campaign.baseline, ()), params.main[0])
         self._totals: dict[str | None, dict[str, float]] = {
             name: {campaign.baseline: 0.0} for name in (self._throughput, self._latency)
         }
@@ -615,7 +624,7 @@ class _Seed:
         throughput = self._total(experiment, self._throughput)
         latency = self._total(experiment, self._latency)
         signals = evolve(
-            signals_of(self._profiles.get(candidate, ())),
+            signals_of(self._profiles.get(candidate, ()), self._params.main[0]),
             throughput=None if throughput is None else math.exp(throughput),
             latency=None if latency is None else math.exp(-latency),
         )

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -96,13 +97,29 @@ def test_waiting_less_is_bounded() -> None:
         assert found.value == expected
 
 
+MAIN = make(EvidenceCaptured).workload
+
+
 def test_signals_come_from_evidence() -> None:
     waits = evidence(**{"off_cpu_ms[I]": ratio(2.0), "off_cpu_ms[L]": ratio(3.0)})
+    waits = evolve(waits, profiler="offcpu")
     silent = make(ProfilerUnavailable)
-    found = signals_of([coz(a=ratio(0.4), b=ratio(-0.2)), silent, waits, coz(c=ratio(0.3))])
+    found = signals_of([coz(a=ratio(0.4), b=ratio(-0.2)), silent, waits], MAIN)
     assert found == Signals(causal=0.4, off_cpu=5.0)
-    assert signals_of([coz(a=ratio(-0.4))]) == Signals(causal=0.0)
-    assert signals_of([silent, evidence()]) == Signals()
+    assert signals_of([coz(a=ratio(-0.4))], MAIN) == Signals(causal=0.0)
+    assert signals_of([silent, evidence()], MAIN) == Signals()
+
+
+def test_what_a_profiler_said_last_counts_and_counts_once() -> None:
+    """Of the same workload; and of two profilers of waiting, one is believed."""
+    waits = evolve(evidence(**{"off_cpu_ms[L]": ratio(3.0)}), profiler="offcpu")
+    same = evolve(waits, profiler="seen-again")
+    elsewhere = evolve(waits, workload="another", scalars={"off_cpu_ms[L]": ratio(90.0)})
+    again = [coz(a=ratio(0.4)), waits, waits, same, elsewhere, coz(c=ratio(0.3))]
+    assert signals_of(again, MAIN) == Signals(causal=0.3, off_cpu=3.0)
+    assert headroom([coz(a=ratio(0.4, 0.3, 0.5)), coz(a=ratio(0.1, 0.0, 0.2))]) == Headroom(
+        low=0.0, high=0.2, line=""
+    )
 
 
 # ---- headroom ----
@@ -122,6 +139,9 @@ def test_only_the_upper_bound_says_that_nothing_is_left() -> None:
     unclear = headroom([coz(a=ratio(0.0, -0.3, 0.3))])
     assert unclear is not None
     assert not unclear.exhausted
+    wild = headroom([coz(a=ratio(0.0, -0.9, 1.4))])
+    assert wild is not None
+    assert wild.high == 1.0  # nobody saves more than all
     assert headroom([coz(a=ratio(0.2))]) is None
 
 
@@ -177,6 +197,12 @@ def test_without_intervals_estimates_have_to_do() -> None:
     )
     assert found is not None
     assert found.status == "confirmed"
+
+
+def test_a_bound_of_zero_is_a_bound() -> None:
+    found = credit_of(checked(HALVED), ratio(0.0, -0.01, 0.01), [coz(a=ratio(0.3, 0.0, 0.6))])
+    assert found is not None
+    assert (found.predicted.low, found.status) == (0.0, "no_effect")
 
 
 def test_where_nothing_is_known_there_is_no_credit() -> None:

@@ -3,12 +3,13 @@
 import math
 
 import pytest
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aiopt.errors import ConfigError
 from aiopt.events import EvidenceCaptured, Scalar
-from aiopt.evidence import change_of, changes_of, is_evidence, scalar_of
+from aiopt.evidence import change_of, changes_of, is_evidence, latest, scalar_of
 from aiopt.fitness import Fitness, Unmeasured, fitness_of
 from aiopt.replay import CampaignState, fold, rescore
 from aiopt.views.evidence import instruction_flags
@@ -24,7 +25,7 @@ LOSS = [1.90, 1.901, 1.902, 1.903, 1.904, 1.905, 1.906, 1.907]
 def evidence(candidate: str, **scalars: Scalar | float) -> EvidenceCaptured:
     """Scalars of callgrind, `instructions=…`, or of offcpu, `locks=…`."""
     values = {
-        name: value if isinstance(value, Scalar) else Scalar(value=value, unit="x")
+        name: value if isinstance(value, Scalar) else Scalar(value=value, unit="instructions")
         for name, value in scalars.items()
     }
     profiler = "offcpu" if "locks" in values else "callgrind"
@@ -104,6 +105,37 @@ def test_a_guard_takes_out_what_is_proved_to_break_it() -> None:
     assert missing == {1: (), 3: (), 4: (LOCKS,)}
 
 
+def test_a_guard_is_kept_against_the_baseline_and_steps_that_broke_it_still_count() -> None:
+    """The second patch changes nothing of it, and has it from the first one."""
+    rule = {**PARAMS, "metrics": {"cpu": {"role": "primary"}, "rss": {}, "extra": {}}}
+    won = [[0.8 + 0.001 * pair for pair in range(8)], [0.95 + 0.001 * pair for pair in range(8)]]
+    (state,) = fold(campaign_log(won, rule)).campaigns.values()
+    first, second = state.experiments.values()
+    assert second.started.incumbent == first.started.candidate
+    first.profiles += [
+        evidence(state.baseline, locks=100.0),
+        evidence(first.started.candidate, locks=300.0),
+    ]
+    second.profiles.append(evidence(second.started.candidate, locks=300.0))
+    result = rescore(state, guards={LOCKS: 0.1})
+    assert (result.ranking, len(result.unranked)) == ((), 2)
+    second.profiles[:] = [evidence(second.started.candidate, locks=90.0)]
+    free = {ranked.number: ranked.total for ranked in rescore(state).ranking}
+    (ranked,) = rescore(state, guards={LOCKS: 0.1}).ranking
+    assert (ranked.number, ranked.total) == (2, free[2])
+
+
+def test_what_was_nothing_and_is_not_any_more_breaks_every_margin() -> None:
+    state = campaign((None, 500.0), (None, 0.0))
+    first = next(iter(state.experiments.values()))
+    first.profiles[:2] = [evidence(state.baseline, locks=0.0)]
+    result = rescore(state, guards={LOCKS: 0.1}, weights={"cpu": 1.0, LOCKS: 1.0})
+    ((_, reason),) = result.unranked
+    assert reason == f"{LOCKS} was 0 and is not any more, beyond its margin of 10 %"
+    (ranked,) = result.ranking
+    assert (ranked.number, ranked.step.missing) == (2, ())
+
+
 def test_what_nobody_measured_is_refused() -> None:
     state = campaign((1.0, 1.0))
     with pytest.raises(ConfigError, match="its profilers: callgrind, offcpu"):
@@ -126,15 +158,42 @@ def test_names_of_scalars_have_a_colon_and_may_have_more() -> None:
     assert found.value == 2.0
     assert scalar_of(answers, "perf:instructions") is None
     odd = evidence("a", **{"slope[a.c:10,round]": 0.5})
-    assert scalar_of([odd], "callgrind:slope[a.c:10,round]") == Scalar(value=0.5, unit="x")
+    assert scalar_of([odd], "callgrind:slope[a.c:10,round]") == Scalar(
+        value=0.5, unit="instructions"
+    )
+
+
+def test_without_an_interval_only_counts_are_taken_for_exact() -> None:
+    for unit, expected in (("instructions", 0.0), ("bytes", math.sqrt(2) * 0.05)):
+        found = change_of(Scalar(value=2.0, unit=unit), Scalar(value=1.0, unit=unit))
+        assert found is not None
+        assert found.se == pytest.approx(expected)
+
+
+def test_only_what_ran_the_same_workload_is_compared() -> None:
+    one, other = (
+        evolve(evidence("a", instructions=value), workload=workload)
+        for value, workload in ((1.0, "one"), (8.0, "other"))
+    )
+    now = evolve(one, scalars={"instructions": Scalar(value=2.0, unit="instructions")})
+    assert changes_of([NAME], [one, other], [now])[NAME].value == pytest.approx(-math.log(2))
+    assert changes_of([NAME], [other], [now]) == {}
+    assert latest([one, other, now]) == (other, now)
 
 
 def test_a_ratio_with_nothing_says_nothing() -> None:
     zero, one = Scalar(value=0.0, unit=""), Scalar(value=1.0, unit="")
     assert change_of(None, one) is None
     assert change_of(one, None) is None
-    assert change_of(zero, one) is None
-    assert change_of(one, zero) is None
+    for more in (one, evolve(one, low=0.2, high=1.8)):
+        appeared, gone = change_of(zero, more), change_of(more, zero)
+        assert appeared is not None
+        assert gone is not None
+        assert (appeared.value, gone.high) == (-math.inf, math.inf)
+    perhaps = evolve(one, low=0.0, high=3.0)
+    assert change_of(zero, perhaps) is None
+    assert change_of(perhaps, zero) is None
+    assert change_of(one, evolve(one, value=-1.0)) is None
     nothing = change_of(zero, zero)
     assert nothing is not None
     assert (nothing.value, nothing.se) == (0, 0)

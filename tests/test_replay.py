@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -315,6 +316,25 @@ def test_the_seed_s_fitness_can_be_chosen() -> None:
     assert {reason for _, reason in unmeasured.unranked} == {
         "none of the signals of seed-causal was measured"
     }
+    # A campaign like this one, but its metric is a latency.
+    for experiment in state.experiments.values():
+        experiment.facts[:] = [
+            evolve(fact, metrics={**fact.metrics, "p99_ms": fact.metrics["cpu"]})
+            if isinstance(fact, RunMeasured)
+            else fact
+            for fact in experiment.facts
+        ]
+    params = params_from({**PARAMS, "metrics": {"p99_ms": {"role": "primary"}}})
+    second, first = rescore(state, params=params, fitness="seed-causal").ranking
+    assert (second.number, first.number) == (2, 1)
+    assert first.seed is not None
+    assert second.seed is not None
+    assert first.seed.value == pytest.approx(math.exp(first.total))
+    assert second.seed.value == pytest.approx(math.exp(second.total))
+    assert second.seed.missing == ("throughput", "causal", "off_cpu")
+    first_experiment = next(iter(state.experiments.values()))
+    del first_experiment.facts[:]
+    assert rescore(state, params=params, fitness="seed-causal").ranking == ()
     with pytest.raises(ConfigError, match="there are lower-bound, seed-causal"):
         rescore(state, fitness="mine")
 

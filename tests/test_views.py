@@ -25,6 +25,7 @@ from aiopt.events import (
     EvidenceCaptured,
     ExperimentFinished,
     ExperimentStarted,
+    Finding,
     GateFailed,
     GatePassed,
     IncumbentChanged,
@@ -56,6 +57,8 @@ from aiopt.views import (
     compare_rules,
     effect_view,
     estimates,
+    evidence_digest,
+    evidence_lines,
     evidence_table,
     experiment_view,
     gate_table,
@@ -350,6 +353,58 @@ def test_gates_pairs_and_evidence() -> None:
     ]
     assert rows[0].scalars == {"cycles": Scalar(value=3.0, unit="1")}
     assert rows[0].overhead_percent == {"cost": 50.0}
+
+
+def _evidence(profiler: str, findings: int = 0, where: str = "hot", **more: Any) -> Any:
+    share = Scalar(value=0.5, unit="ratio")
+    return make(
+        EvidenceCaptured,
+        **{
+            "profiler": profiler,
+            "scalars": {"samples": Scalar(value=5.0, unit="samples")},
+            "findings": (Finding(where=where, what="on-CPU", scalar=share),) * findings,
+            "notes": (),
+            "workload": "main",
+            **more,
+        },
+    )
+
+
+def test_a_digest_is_bounded_and_no_profiler_is_silenced_by_another() -> None:
+    rows = evidence_table([_evidence("perf", 2), _evidence("coz", 1)])
+    text = evidence_digest(rows)
+    assert text.splitlines() == [
+        "perf, workload main:",
+        "  samples 5 samples",
+        "  50 %  on-CPU  hot",
+        "  50 %  on-CPU  hot",
+        "coz, workload main:",
+        "  samples 5 samples",
+        "  50 %  on-CPU  hot",
+    ]
+    assert evidence_digest([]) == ""
+    long = "N" * 9000
+    failed = make(ProfilerUnavailable, profiler="a", status="failed", reason=long)
+    found = evidence_table([failed, _evidence("perf", 8, long), _evidence("coz", 1)])
+    text = evidence_digest(found)
+    assert [line[:9] for line in text.splitlines()].count("coz, work") == 1
+    assert max(map(len, text.splitlines())) == 240
+    for limit in (0, 10, 60, 100, 200, 700, 1000, 5000):
+        assert len(evidence_digest(found, limit)) <= limit
+    short = evidence_digest(found, 700)
+    assert "more lines: `aiopt show` has them)" in short
+    assert "coz, workload main:" in short
+
+
+def test_what_has_no_findings_shows_its_scalars() -> None:
+    scalars = {f"s{number}": Scalar(value=number, unit="ms") for number in range(9)}
+    (row,) = evidence_table([_evidence("proc", scalars=scalars, notes=("busy",))])
+    assert [*evidence_lines(row)] == [
+        "proc, workload main:",
+        *(f"  s{number} {number} ms" for number in range(8)),
+        "  and 1 more: --top N, or --json",
+        "  note: busy",
+    ]
 
 
 def test_experiment() -> None:

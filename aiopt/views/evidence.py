@@ -15,7 +15,7 @@ from aiopt.events import (
     RunMeasured,
     Scalar,
 )
-from aiopt.evidence import change_of, scalar_of
+from aiopt.evidence import changes_of
 from aiopt.protocols import Measured, NotAvailable, ProfileResult
 from aiopt.replay import CampaignState
 
@@ -36,6 +36,7 @@ Answer = EvidenceCaptured | ProfilerUnavailable
 _MOST_FINDINGS = 8
 """Of each profiler, in a digest."""
 _MOST_CHARACTERS = 6000
+_LONGEST_LINE = 240
 
 
 @frozen(kw_only=True)
@@ -146,12 +147,13 @@ def result_row(profiler: str, result: ProfileResult) -> EvidenceRow:
 
 
 def profiles_of(campaign: CampaignState, candidate: str) -> tuple[Answer, ...]:
-    """The latest answer of each profiler about one candidate."""
-    found: dict[str, Answer] = {}
+    """What each profiler said last about one candidate, workload by workload."""
+    found: dict[tuple[str, str], Answer] = {}
     for experiment in campaign.experiments.values():
         for answer in experiment.profiles:
             if answer.candidate == candidate:
-                found[answer.profiler] = answer
+                workload = answer.workload if isinstance(answer, EvidenceCaptured) else ""
+                found[answer.profiler, workload] = answer
     return tuple(found.values())
 
 
@@ -172,8 +174,9 @@ def instruction_flags(
 
     Instructions are blind to waiting and to caches, so this decides nothing.
     """
+    name = "callgrind:instructions"
     sides = (profiles_of(campaign, each) for each in (incumbent, candidate))
-    change = change_of(*(scalar_of(side, "callgrind:instructions") for side in sides))
+    change = changes_of([name], *sides).get(name)
     if status != "keep" or change is None or change.value > -_MORE_INSTRUCTIONS:
         return ()
     return (f"kept, though callgrind counts {100 * math.expm1(-change.value):+.1f} % instructions",)
@@ -200,13 +203,29 @@ _SCALES = {"ratio": (100.0, "%"), "bytes": (1e-6, "MB")}
 
 
 def evidence_digest(rows: Iterable[EvidenceRow], limit: int = _MOST_CHARACTERS) -> str:
-    """What a proposer should know, most important first, in at most `limit` characters."""
-    lines = [line for row in rows for line in evidence_lines(row)]
+    """What a proposer should know, most important first, in at most `limit` characters.
+
+    Each profiler may take an equal part of what those before it have left.
+    """
+    texts: list[str] = []
+    parts = [[_clipped(line) for line in evidence_lines(row)] for row in rows]
+    for number, lines in enumerate(parts):
+        left = limit - sum(map(len, texts))
+        texts.append(_within(lines, left // (len(parts) - number)))
+    return "".join(texts)
+
+
+def _clipped(line: str) -> str:
+    return line if len(line) <= _LONGEST_LINE else f"{line[: _LONGEST_LINE - 1]}…"
+
+
+def _within(lines: Sequence[str], limit: int) -> str:
     text = ""
     for number, line in enumerate(lines):
-        left_out = f"({len(lines) - number} more lines: `aiopt show` has them)\n"
-        if len(text) + len(line) + 1 > limit - len(left_out):
-            return text + left_out
+        left_out = f"  ({len(lines) - number} more lines: `aiopt show` has them)\n"
+        room = limit if number == len(lines) - 1 else limit - len(left_out)
+        if len(text) + len(line) + 1 > room:
+            return text + left_out if len(text) + len(left_out) <= limit else text
         text += line + "\n"
     return text
 
