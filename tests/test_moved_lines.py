@@ -39,6 +39,12 @@ def test_lines_move_with_what_is_before_them(line: int, expected: list[int], con
         assert lines_after(diff, f"{file}:{line}") == tuple(f"{file}:{n}" for n in expected)
 
 
+def test_the_end_of_a_file_may_lack_a_newline() -> None:
+    diff = "--- a/a.c\n+++ b/a.c\n@@ -1,2 +1,3 @@\n x\n-y\n\\ No newline at end of file\n+z\n+y\n"
+    assert lines_after(diff, "a.c:2") == ("a.c:2", "a.c:3")
+    assert lines_after(diff, "a.c:1") == ("a.c:1",)
+
+
 def test_other_files_stay_as_they_are() -> None:
     diff = diff_of(OLD, NEW)
     for place in ("b.c:30", "ba.c:30", "a.c.c:30"):

@@ -405,6 +405,9 @@ def test_what_has_no_findings_shows_its_scalars() -> None:
         "  and 1 more: --top N, or --json",
         "  note: busy",
     ]
+    bounded = {"s": Scalar(value=2.0, unit="bytes", low=1e6, high=3e6)}
+    (row,) = evidence_table([_evidence("proc", scalars=bounded)])
+    assert [*evidence_lines(row)][1:] == ["  s 2e-06 MB [1, 3]"]
 
 
 def test_experiment() -> None:
