@@ -175,7 +175,9 @@ def headroom(profiles: Sequence[object]) -> Headroom | None:
 
 # ---- how good the predictions were ----
 
-CreditStatus = Literal["confirmed", "other_cause", "absorbed", "no_effect"]
+CreditStatus = Literal[
+    "confirmed", "exceeded", "fell_short", "other_cause", "absorbed", "no_effect"
+]
 
 
 @frozen(kw_only=True)
@@ -191,9 +193,10 @@ class Credit:
     predicted: Scalar
     realised: Scalar
     status: CreditStatus
-    """confirmed: the intervals meet and a gain was predicted. other_cause: faster, though this line
-    promised nothing. absorbed: promised, and not faster, so the bottleneck moved. no_effect:
-    nothing was promised and nothing came."""
+    """confirmed: the intervals meet and a gain was predicted. exceeded, fell_short: more or less
+    came than was predicted. other_cause: faster, though this line promised nothing. absorbed:
+    promised, and not faster, so the bottleneck moved. no_effect: nothing was promised and nothing
+    came."""
 
     @property
     def ratio(self) -> float | None:
@@ -247,7 +250,9 @@ def _status(predicted: Scalar, realised: Scalar) -> CreditStatus:
     promised = (predicted.low or 0.0) > 0
     came = (realised.low or 0.0) > 0
     if promised and came:
-        return "confirmed" if _meet(predicted, realised) else "other_cause"
+        if _meet(predicted, realised):
+            return "confirmed"
+        return "exceeded" if realised.value > predicted.value else "fell_short"
     if promised:
         return "confirmed" if _meet(predicted, realised) and realised.value > 0 else "absorbed"
     return "other_cause" if came else "no_effect"

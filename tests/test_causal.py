@@ -181,10 +181,14 @@ def test_a_promise_that_was_not_kept_is_absorbed() -> None:
     assert credit(ratio(0.0, -0.02, 0.02)).status == "absorbed"
 
 
-def test_a_gain_without_or_beyond_a_promise_has_another_cause() -> None:
+def test_a_gain_without_a_promise_has_another_cause() -> None:
     unexpected = credit(ratio(0.3, 0.28, 0.32), "b.c:1")
     assert (unexpected.status, unexpected.ratio) == ("other_cause", None)
-    assert credit(ratio(0.8, 0.78, 0.82)).status == "other_cause"
+
+
+def test_a_promise_need_not_be_exact() -> None:
+    assert credit(ratio(0.8, 0.78, 0.82)).status == "exceeded"
+    assert credit(ratio(0.05, 0.04, 0.06)).status == "fell_short"
 
 
 def test_nothing_promised_and_nothing_gained() -> None:
