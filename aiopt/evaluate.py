@@ -215,7 +215,7 @@ class Evaluator:
             change = Change(candidate, proposed.genome, tree)
             number, incumbent = proposal.number, self._lab.incumbent
             experiment = self._lab.begin("candidate", number, change, incumbent)
-        elif self._judge(experiment).outcome is not None:
+        elif self._is_done_with(experiment):
             await self._conclude(experiment, self._judge(experiment))
             return
         else:
@@ -234,9 +234,17 @@ class Evaluator:
             passed=tuple(experiment.gates) if intact else (),
         )
         self._check_harness(experiment)
-        judge = self._judge(experiment)
-        if side is None or judge.outcome is not None:
-            await self._conclude(experiment, judge)
+        if side is None or self._is_done_with(experiment):
+            await self._conclude(experiment, self._judge(experiment))
+
+    def _is_done_with(self, experiment: ExperimentState) -> bool:
+        """Whether nothing is to be run any more: a kill may have come after the last pair and
+        before the last profile.
+        """
+        outcome = self._judge(experiment).outcome
+        if outcome is None or outcome.kind == "invalid":
+            return outcome is not None
+        return self._profilers.profilers.keys() <= _answered(experiment)
 
     def _check_harness(self, experiment: ExperimentState) -> None:
         if self._bench.harness_changed():
@@ -310,8 +318,7 @@ class Evaluator:
 
     async def _profile(self, experiment: ExperimentState, side: Side) -> None:
         """Under the first workload; what an earlier controller got is not asked for again."""
-        done = frozenset(event.profiler for event in experiment.profiles)
-        workload = self._target.main_workloads[0]
+        workload, done = self._target.main_workloads[0], _answered(experiment)
         await self._profilers.run(side, workload, self._lab.emitter(experiment), done)
 
     def _charge(self, experiment: ExperimentState) -> None:
@@ -404,6 +411,11 @@ class Evaluator:
         if self._lost[candidate] >= _SESSION_TRIES:
             self._journal.emit(experiment.stream, GateFailed(gate="session", detail=reason))
             await self._conclude(experiment, self._judge(experiment))
+
+
+def _answered(experiment: ExperimentState) -> frozenset[str]:
+    """The profilers that have said something about it."""
+    return frozenset(event.profiler for event in experiment.profiles)
 
 
 def cut_off_pairs(facts: Iterable[Event]) -> Iterator[PairVoided]:

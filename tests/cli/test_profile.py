@@ -11,7 +11,7 @@ import pytest
 
 import aiopt
 from aiopt import plugins
-from aiopt.events import EvidenceCaptured
+from aiopt.events import EvidenceCaptured, PairScheduled, Recorded, StageStarted
 from aiopt.log import Log
 from tests.cli.conftest import Maker, diff, invoke
 
@@ -31,13 +31,14 @@ def stacks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plugins, "entry_points", with_ours)
 
 
-def profiled(toy: Maker, **options: Any) -> None:
+def profiled(toy: Maker, **options: Any) -> Path:
     """The toy target with the profiler, in full mode."""
     folder = toy(**options)
     text = (folder / "target.toml").read_text()
     (folder / "target.toml").write_text(
         text.replace("[source]", 'profilers = ["stacks"]\n[source]')
     )
+    return folder
 
 
 @pytest.mark.usefixtures("stacks")
@@ -158,3 +159,32 @@ def test_evidence_of_every_candidate_is_in_the_log(toy: Maker) -> None:
     assert len({event.candidate for event in captured}) == 3  # the baseline, and both candidates
     assert all(event.under_profiler["size"] == (10.0,) for event in captured)
     assert shutil.which("aiopt") is None or invoke("verify", "toy").exit_code == 0
+
+
+@pytest.mark.usefixtures("stacks")
+def test_evidence_that_was_cut_off_is_taken_again(toy: Maker) -> None:
+    """What ends the controller between the last pair and the last profile costs no evidence."""
+    folder = profiled(toy, patches=("01-better",))
+
+    class Killed(Exception):
+        pass
+
+    def kill(recorded: Recorded) -> None:
+        event = recorded.event
+        if isinstance(event, StageStarted) and event.run.startswith("profile:"):
+            seen.append(event.run)
+            if len(seen) == 2:  # the first one is of the baseline
+                raise Killed
+
+    seen: list[str] = []
+    settings = aiopt.Settings(mode="full", rule="signed-rank")
+    with pytest.raises(Killed):
+        aiopt.run(folder, settings=settings, observer=kill)
+    (stream,) = aiopt.load_state("results/toy/events.db").campaigns
+    result = aiopt.run(folder, resume=stream)
+    assert len(result.kept) == 1
+    (campaign,) = aiopt.load_state("results/toy/events.db").campaigns.values()
+    (experiment,) = campaign.of_purpose("candidate")
+    assert [answer.profiler for answer in experiment.profiles] == ["stacks"]
+    measured = [fact for fact in experiment.facts if isinstance(fact, PairScheduled)]
+    assert len(measured) == len({(f.purpose, f.workload, f.index, f.attempt) for f in measured})
