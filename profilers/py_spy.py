@@ -35,10 +35,11 @@ out=$0; tool=$1; beside=$2; rate=$3; more=$4; launcher=$5; shift 5
 command -v "$tool" >/dev/null || tool=$beside
 command -v "$tool" >/dev/null || { echo "py-spy is not installed" >&2; exit 127; }
 trap '' TERM
+exec 3>&1
 printf %s "$launcher" >"$out.launcher"
 # shellcheck disable=SC2086
 "$tool" record --subprocesses -r "$rate" $more -f raw -o "$out" -- \
-    python3 -I -S "$out.launcher" "$out.code" "$@"
+    python3 -I -S "$out.launcher" "$out.code" "$@" >&2
 code=$?
 [ $code = 0 ] || exit $code
 [ -s "$out.code" ] && exit "$(cat "$out.code")"
@@ -48,6 +49,8 @@ import os, signal, sys
 pid = os.fork()
 if pid == 0:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.dup2(3, 1)
+    os.close(3)
     try:
         os.execvp(sys.argv[2], sys.argv[2:])
     except OSError as error:

@@ -25,6 +25,7 @@ def cold(until):
         sum(range(1000))
 hot(time.monotonic() + 1.2)
 cold(time.monotonic() + 0.3)
+print("done")
 raise SystemExit(7)
 """
 SERVICE = """\
@@ -90,6 +91,7 @@ async def test_the_hot_function_is_found(tmp_path: Path) -> None:
         output, printed = "{run}/out", Printed()
         done = await workspace.run(profiler.wrap(command, output), printed)
         assert done.exit_code == 7, printed.texts
+        assert printed.texts["stdout"] == "done\n"  # and nothing of py-spy's
         await workspace.get(output, tmp_path / "out")
     result = profiler.parse(contents((tmp_path / "out").read_bytes()))
     assert isinstance(result, Measured)
