@@ -156,7 +156,7 @@ class Claim:
     """What a patch says that it makes cheaper: this function, in this metric."""
 
     function: str
-    """`name`, the end of a qualified name, or `file:name`."""
+    """`name`, the end of a qualified name, `file:name`, or one line as `file:line`."""
     metric: str
 
 
