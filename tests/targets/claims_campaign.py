@@ -3,9 +3,10 @@
     python -m tests.targets.claims_campaign                    # about six minutes
 
 Two patches of the pool are measured that make the server faster. One claims the function that it
-changes, the other one claims a function that it does not touch. The exit code is 1 unless every candidate has what its profilers found, the
-honest claim is confirmed, and the other patch is kept and its claim flagged. (The honest one saves
-three percent, which eight pairs of a busy machine need not prove.)
+changes, the other one claims a function that it does not touch. The exit code is 1 unless every
+candidate has what its profilers found, the honest claim is confirmed, and the other patch is kept
+and its claim flagged. (The honest one saves three percent, which eight pairs of a busy machine need
+not prove.)
 """
 
 import argparse
