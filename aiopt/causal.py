@@ -8,6 +8,7 @@ hypothesis about the code, never a gain.
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from statistics import median
 from typing import Literal
 
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 _LINE = re.compile(r"^slope\[(?P<line>.+),(?P<point>[^,\]]+)\]$")
+_CURVE = re.compile(r"^delta\[(?P<line>.+),(?P<point>[^,\]]+),(?P<percent>[0-9]+)\]$")
 _OFF_CPU = tuple(f"off_cpu_ms[{kind}]" for kind in "ILB")
 _WORTH = 0.05
 """An upper bound below this leaves nothing worth looking for."""
@@ -115,7 +117,7 @@ def signals_of(profiles: Sequence[object], workload: str) -> Signals:
     Of each profiler what it said last; of several that know of waiting, one.
     """
     said = [answer for answer in latest(profiles) if answer.workload == workload]
-    slopes = [slope.value for answer in said for _, slope in _slopes(answer)]
+    slopes = [slope.value for answer in said for _, _, slope in _slopes(answer)]
     waits = {
         answer.profiler: [answer.scalars[name].value for name in _OFF_CPU if name in answer.scalars]
         for answer in said
@@ -127,11 +129,12 @@ def signals_of(profiles: Sequence[object], workload: str) -> Signals:
     )
 
 
-def _slopes(profile: EvidenceCaptured) -> Iterator[tuple[str, Scalar]]:
-    """The lines of a causal profile and the program speed-up that a line's own promises."""
+def _slopes(profile: EvidenceCaptured) -> Iterator[tuple[str, str, Scalar]]:
+    """Lines and progress points of a causal profile, and the program speed-up that a line's own
+    promises."""
     for name, scalar in profile.scalars.items():
         if match := _LINE.match(name):
-            yield match["line"], scalar
+            yield match["line"], match["point"], scalar
 
 
 # ---- where it is worth looking ----
@@ -163,7 +166,7 @@ def headroom(profiles: Sequence[object]) -> Headroom | None:
     lines = [
         (slope.low, slope.high, line)
         for profile in latest(profiles)
-        for line, slope in _slopes(profile)
+        for line, _, slope in _slopes(profile)
         if slope.low is not None and slope.high is not None
     ]
     if not lines:
@@ -184,8 +187,9 @@ CreditStatus = Literal[
 class Credit:
     """What a causal profile of the parent promised for a change, and what came of it.
 
-    Shares of the time saved, with 95 % intervals: `predicted` is the line's slope times the
-    speed-up that the patch gave to the line itself, `realised` is from timing pairs alone.
+    Shares of the time saved, with 95 % intervals: `predicted` is what the line's curve says for
+    the speed-up that the patch gave to the line itself (its slope times that where it has no
+    points), `realised` is from timing pairs alone.
     """
 
     line: str
@@ -211,16 +215,16 @@ def credit_of(check: MechanismChecked, realised: Scalar, parent: Sequence[object
     """
     if check.change is None:
         return None
-    slope = next(
+    promise = next(
         (
-            slope
+            _Promise(slope, _curve(profile, line, point))
             for profile in latest(parent)
-            for line, slope in _slopes(profile)
+            for line, point, slope in _slopes(profile)
             if line == check.claim.function or line.endswith(f"/{check.claim.function}")
         ),
         None,
     )
-    if slope is None:
+    if promise is None:
         return None
     local = Scalar(
         value=-math.expm1(check.change.value),
@@ -229,13 +233,13 @@ def credit_of(check: MechanismChecked, realised: Scalar, parent: Sequence[object
         high=None if check.change.low is None else -math.expm1(check.change.low),
     )
     bounds = [
-        a * b
-        for a in (slope.low, slope.high)
-        for b in (local.low, local.high)
-        if a is not None and b is not None
-    ] or [slope.value * local.value]
+        bound
+        for at in (local.low, local.value, local.high)
+        if at is not None
+        for bound in promise.bounds_at(at)
+    ]
     predicted = Scalar(
-        value=slope.value * local.value, unit="ratio", low=min(bounds), high=max(bounds)
+        value=promise.at(local.value), unit="ratio", low=min(bounds), high=max(bounds)
     )
     return Credit(
         line=check.claim.function,
@@ -244,6 +248,50 @@ def credit_of(check: MechanismChecked, realised: Scalar, parent: Sequence[object
         realised=realised,
         status=_status(predicted, realised),
     )
+
+
+@frozen
+class _Promise:
+    """What a causal profile says of a line, for any speed-up of the line."""
+
+    slope: Scalar
+    curve: tuple[tuple[float, Scalar], ...]
+    """In the order of the speed-ups."""
+
+    def at(self, speedup: float) -> float:
+        return self._at(speedup, self.slope.value, [delta.value for _, delta in self.curve])
+
+    def bounds_at(self, speedup: float) -> tuple[float, float]:
+        """Lower and upper; where there is no interval, the value itself."""
+        low, high = (
+            self._at(
+                speedup, _bounds(self.slope)[end], [_bounds(delta)[end] for _, delta in self.curve]
+            )
+            for end in (0, 1)
+        )
+        return min(low, high), max(low, high)
+
+    def _at(self, speedup: float, slope: float, deltas: Sequence[float]) -> float:
+        """On the curve, between its points; where it does not reach, by the slope."""
+        points = [(0.0, 0.0), *zip((at for at, _ in self.curve), deltas, strict=True)]
+        for (left, before), (right, after) in pairwise(points):
+            if left <= speedup <= right:
+                return before + (after - before) * (speedup - left) / (right - left)
+        return slope * speedup
+
+
+def _bounds(scalar: Scalar) -> tuple[float, float]:
+    low, high = scalar.low, scalar.high
+    return scalar.value if low is None else low, scalar.value if high is None else high
+
+
+def _curve(profile: EvidenceCaptured, line: str, point: str) -> tuple[tuple[float, Scalar], ...]:
+    found = [
+        (int(match["percent"]) / 100, scalar)
+        for name, scalar in profile.scalars.items()
+        if (match := _CURVE.match(name)) and (match["line"], match["point"]) == (line, point)
+    ]
+    return tuple(sorted((point for point in found if point[0] > 0), key=lambda point: point[0]))
 
 
 def _status(predicted: Scalar, realised: Scalar) -> CreditStatus:

@@ -49,6 +49,8 @@ class Curve:
     percents: tuple[int, ...] = ()
     """Speed-ups with enough visits, without zero."""
     deltas: tuple[float, ...] = ()
+    bounds: tuple[tuple[float, float] | None, ...] = ()
+    """Intervals of the deltas, as that of the slope; None for one that has none."""
     slope: float | None = None
     """Best linear estimate of what a line that takes no time saves. None without a baseline."""
     low: float | None = None
@@ -129,7 +131,7 @@ def curve(
     cost = np.array([row[1] for row in rows], dtype=np.float64)
     count = np.array([row[2] for row in rows], dtype=np.float64)
     baseline = int((percent == 0).sum())
-    sizes = {"baseline": baseline, "others": len(rows) - baseline}
+    others = len(rows) - baseline
     levels = np.union1d([0], percent)
     label = np.searchsorted(levels, percent).astype(np.int64)
     costs, counts = _pool(label[None], cost[None], count[None], levels.size)
@@ -137,22 +139,22 @@ def curve(
     measured = (counts[0] >= MIN_VISITS) & (levels > 0)
     percents = tuple(int(each) for each in levels[measured])
     if not np.isfinite(observed):
-        return Curve(**sizes, percents=percents, deltas=())
+        return Curve(baseline=baseline, others=others, percents=percents, deltas=())
     period = costs[0, 0] / counts[0, 0]
     deltas = tuple(float(1 - costs[0, i] / counts[0, i] / period) for i in np.flatnonzero(measured))
-    found = Curve(**sizes, percents=percents, deltas=deltas, slope=observed)
+    found = Curve(
+        baseline=baseline, others=others, percents=percents, deltas=deltas, slope=observed
+    )
     if found.too_few:
         return found
     coin = np.random.default_rng(seed)
-    boot = [np.zeros(0)]
+    slopes, savings = [np.zeros(0)], [np.zeros((0, len(percents)))]
     for size in _steps(replicates, len(rows)):
         draw = coin.integers(len(rows), size=(size, len(rows)))
-        boot.append(_slopes(*_pool(label[draw], cost[draw], count[draw], levels.size), levels))
-    slopes = np.concatenate(boot)
-    valid = slopes[np.isfinite(slopes)]
-    low, high = None, None
-    if valid.size and valid.size >= 0.95 * slopes.size:
-        low, high = (float(each) for each in np.quantile(valid, (0.025, 0.975)))
+        pooled = _pool(label[draw], cost[draw], count[draw], levels.size)
+        slopes.append(_slopes(*pooled, levels))
+        savings.append(_deltas(*pooled)[:, measured])
+    low, high = _interval(np.concatenate(slopes)) or (None, None)
     better = worse = 1
     # Equal partitions must tie, however their sums were rounded.
     tie = 1e-9 * max(1.0, abs(observed))
@@ -167,9 +169,11 @@ def curve(
         better += int((~(null < observed - tie)).sum())
         worse += int((~(null > observed + tie)).sum())
     return Curve(
-        **sizes,
+        baseline=baseline,
+        others=others,
         percents=percents,
         deltas=deltas,
+        bounds=tuple(map(_interval, np.concatenate(savings).T)),
         slope=observed,
         low=low,
         high=high,
@@ -195,12 +199,26 @@ def _pool(labels: Ints, cost: Floats, count: Floats, levels: int) -> tuple[Float
     return costs.astype(np.float64).reshape(shape), counts.astype(np.float64).reshape(shape)
 
 
-def _slopes(costs: Floats, counts: Floats, levels: Ints) -> Floats:
-    """Through the origin, weighted by visits; NaN where there is no baseline or nothing else."""
-    s = levels / 100
+def _interval(replicates: Floats) -> tuple[float, float] | None:
+    """Where too many have no result, as those without a baseline, there is none."""
+    valid = replicates[np.isfinite(replicates)]
+    if not valid.size or valid.size < 0.95 * replicates.size:
+        return None
+    low, high = np.quantile(valid, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def _deltas(costs: Floats, counts: Floats) -> Floats:
+    """The share of the time that is saved, by speed-up; NaN where there is no baseline."""
     with np.errstate(all="ignore"):
         period = np.where(counts >= MIN_VISITS, costs / counts, np.nan)
-        delta = 1 - period / np.where(period[:, :1] > 0, period[:, :1], np.nan)
+        return np.asarray(1 - period / np.where(period[:, :1] > 0, period[:, :1], np.nan))
+
+
+def _slopes(costs: Floats, counts: Floats, levels: Ints) -> Floats:
+    """Through the origin, weighted by visits; NaN where there is no baseline or nothing else."""
+    s, delta = levels / 100, _deltas(costs, counts)
+    with np.errstate(all="ignore"):
         weight = np.where(np.isfinite(delta) & (s > 0), counts, 0.0) * s
         top = (weight * np.where(np.isfinite(delta), delta, 0.0)).sum(axis=1)
         return np.asarray(top / (weight * s).sum(axis=1), dtype=np.float64)

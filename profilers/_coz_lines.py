@@ -62,6 +62,12 @@ class Line:
         for name, value in numbers.items():
             if value is not None:
                 scalars[f"{prefix}{name}{where}"] = Scalar(value=value, unit="ratio")
+        points = zip(found.percents, found.deltas, found.bounds, strict=True)
+        for percent, delta, bounds in points:
+            low, high = bounds or (None, None)
+            scalars[f"{prefix}delta[{self.line},{self.point},{percent}]"] = Scalar(
+                value=delta, unit="ratio", low=low, high=high
+            )
         return scalars
 
     def finding(self) -> Finding:

@@ -89,7 +89,8 @@ class Coz:
 
     Scalars, each for a line and a progress point; ratios are shares of the program's time:
     `experiments[line,point]`; `slope`, what a line that takes no time saves, by the best linear
-    fit, with an interval; `p`, of a randomisation test; `max_speedup`, biased upwards;
+    fit, with an interval; `delta[line,point,PERCENT]`, the curve of what is saved if the line is
+    faster by so much, with intervals; `p`, of a randomisation test; `max_speedup`, biased upwards;
     `area` and `impact`, mean savings; `saturation`, the smallest speed-up with 90 % of the saving;
     `phase_factor`, how much of the run the line's phase takes; `work_per_visit`, milliseconds of
     CPU time in the line for each visit. Of a latency point `latency_slope` and so on. Where only

@@ -203,6 +203,28 @@ def test_without_intervals_estimates_have_to_do() -> None:
     assert found.status == "confirmed"
 
 
+def test_a_curve_says_more_than_its_slope() -> None:
+    """It flattens where another thread becomes critical; beyond its points the slope has to do."""
+    curve = {
+        "slope[a.c:1,work]": ratio(0.6, 0.5, 0.7),
+        "delta[a.c:1,work,40]": ratio(0.4, 0.35, 0.45),
+        "delta[a.c:1,work,60]": ratio(0.5, 0.4, 0.6),
+        "delta[a.c:1,other,50]": ratio(-1.0),
+    }
+    parent = [make(EvidenceCaptured, scalars=curve)]
+    half = credit_of(checked(HALVED), ratio(0.45, 0.44, 0.46), parent)
+    assert half is not None
+    assert half.predicted.value == pytest.approx(0.45)
+    assert half.status == "confirmed"
+    assert half.predicted.low is not None
+    assert half.predicted.high is not None
+    assert 0.35 < half.predicted.low < 0.45 < half.predicted.high < 0.6
+    most = Scalar(value=math.log(0.1), unit="ln ratio")
+    beyond = credit_of(checked(most), ratio(0.5), parent)
+    assert beyond is not None
+    assert beyond.predicted.value == pytest.approx(0.9 * 0.6)
+
+
 def test_a_bound_of_zero_is_a_bound() -> None:
     found = credit_of(checked(HALVED), ratio(0.0, -0.01, 0.01), [coz(a=ratio(0.3, 0.0, 0.6))])
     assert found is not None

@@ -392,6 +392,25 @@ async def need_coz(workspace: Workspace) -> None:
         skip_without(missing)
 
 
+def test_the_points_of_a_curve_have_intervals() -> None:
+    result = parse((DATA / "serial-70-30.coz").read_bytes())
+    assert isinstance(result, Measured)
+    slope = result.scalars["slope[serial.c:10,round]"].value
+    points = {
+        int(name.rpartition(",")[2][:-1]): scalar
+        for name, scalar in result.scalars.items()
+        if name.startswith("delta[serial.c:10,round,")
+    }
+    assert len(points) >= 10
+    known = {at: point for at, point in points.items() if point.low is not None}
+    assert len(known) >= 5
+    for at, point in known.items():
+        assert point.low is not None
+        assert point.high is not None
+        assert point.low <= point.value <= point.high
+        assert point.value == pytest.approx(slope * at / 100, abs=0.15)
+
+
 @pytest.mark.anyio
 async def test_the_line_that_counts_is_told_from_one_that_does_not(tmp_path: Path) -> None:
     """Two threads and a barrier; see phases.c. A script starts the program."""
