@@ -7,7 +7,7 @@ hypothesis about the code, never a gain.
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from statistics import median
 from typing import Literal
@@ -232,14 +232,13 @@ def credit_of(check: MechanismChecked, realised: Scalar, parent: Sequence[object
         low=None if check.change.high is None else -math.expm1(check.change.high),
         high=None if check.change.low is None else -math.expm1(check.change.low),
     )
-    bounds = [
-        bound
-        for at in (local.low, local.value, local.high)
-        if at is not None
-        for bound in promise.bounds_at(at)
-    ]
+    speedups = [at for at in (local.low, local.value, local.high) if at is not None]
+    bounds = [promise.at(speedup, end) for speedup in speedups for end in (_low, _high)]
     predicted = Scalar(
-        value=promise.at(local.value), unit="ratio", low=min(bounds), high=max(bounds)
+        value=promise.at(local.value, lambda scalar: scalar.value),
+        unit="ratio",
+        low=min(bounds),
+        high=max(bounds),
     )
     return Credit(
         line=check.claim.function,
@@ -258,31 +257,23 @@ class _Promise:
     curve: tuple[tuple[float, Scalar], ...]
     """In the order of the speed-ups."""
 
-    def at(self, speedup: float) -> float:
-        return self._at(speedup, self.slope.value, [delta.value for _, delta in self.curve])
-
-    def bounds_at(self, speedup: float) -> tuple[float, float]:
-        """Lower and upper; where there is no interval, the value itself."""
-        low, high = (
-            self._at(
-                speedup, _bounds(self.slope)[end], [_bounds(delta)[end] for _, delta in self.curve]
-            )
-            for end in (0, 1)
-        )
-        return min(low, high), max(low, high)
-
-    def _at(self, speedup: float, slope: float, deltas: Sequence[float]) -> float:
-        """On the curve, between its points; where it does not reach, by the slope."""
-        points = [(0.0, 0.0), *zip((at for at, _ in self.curve), deltas, strict=True)]
+    def at(self, speedup: float, number: Callable[[Scalar], float]) -> float:
+        """This number of each scalar: on the curve, between its points; where it does not reach,
+        by the slope.
+        """
+        points = [(0.0, 0.0), *((at, number(delta)) for at, delta in self.curve)]
         for (left, before), (right, after) in pairwise(points):
             if left <= speedup <= right:
                 return before + (after - before) * (speedup - left) / (right - left)
-        return slope * speedup
+        return number(self.slope) * speedup
 
 
-def _bounds(scalar: Scalar) -> tuple[float, float]:
-    low, high = scalar.low, scalar.high
-    return scalar.value if low is None else low, scalar.value if high is None else high
+def _low(scalar: Scalar) -> float:
+    return scalar.value if scalar.low is None else scalar.low
+
+
+def _high(scalar: Scalar) -> float:
+    return scalar.value if scalar.high is None else scalar.high
 
 
 def _curve(profile: EvidenceCaptured, line: str, point: str) -> tuple[tuple[float, Scalar], ...]:

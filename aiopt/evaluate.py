@@ -242,9 +242,10 @@ class Evaluator:
         before the last profile.
         """
         outcome = self._judge(experiment).outcome
-        if outcome is None or outcome.kind == "invalid":
-            return outcome is not None
-        return self._profilers.profilers.keys() <= _answered(experiment)
+        if outcome is None:
+            return False
+        profiled = self._profilers.profilers.keys() <= _answered(experiment)
+        return outcome.kind == "invalid" or profiled
 
     def _check_harness(self, experiment: ExperimentState) -> None:
         if self._bench.harness_changed():
@@ -392,9 +393,11 @@ class Evaluator:
         self, answers: Iterable[EvidenceCaptured | ProfilerUnavailable], workload: str
     ) -> Iterator[Profile]:
         for answer in answers:
-            if not isinstance(answer, EvidenceCaptured) or answer.workload != workload:
-                continue
-            if answer.stacks is not None:
+            if (
+                isinstance(answer, EvidenceCaptured)
+                and answer.workload == workload
+                and answer.stacks is not None
+            ):
                 stacks = self._blobs.get(answer.stacks).decode(errors="replace")
                 yield Profile(profiler=answer.profiler, stacks=stacks, unit=answer.stacks_unit)
 

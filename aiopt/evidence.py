@@ -29,6 +29,7 @@ class Change:
 
     value: float
     se: float
+    """Standard error."""
 
     @property
     def low(self) -> float:

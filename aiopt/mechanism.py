@@ -10,6 +10,7 @@ fitness.
 import math
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Literal
 
 from attrs import frozen
@@ -20,7 +21,7 @@ from aiopt.stats import wilson
 __all__ = ["Profile", "check_claim", "cost_in", "is_line", "matches"]
 
 _PLACE = re.compile(r"\s*\((?P<place>[^()]*)\)$")
-_LINE = re.compile(r"(?P<file>[^:]+):(?P<line>[0-9]+)")
+_LINE = re.compile(r"[^:]+:[0-9]+")
 _IN_FILE = re.compile(r"(?P<file>[^:\s]+):(?!:)(?P<name>.+)")
 _COPY = re.compile(
     r"(?: \[clone [^\]]*\]|'[0-9]+|@plt"
@@ -98,6 +99,7 @@ def _is_file(path: str, end: str) -> bool:
     return path == end or path.endswith(f"/{end}")
 
 
+@lru_cache(maxsize=64)  # the claimed name is compared with every frame
 def _bare(name: str) -> str:
     """A qualified name without what else demanglers print: `a::b` of `int a::b<c>(d) const`."""
     name = _COPY.sub("", name).replace("(anonymous namespace)", "{anonymous}")
@@ -178,9 +180,12 @@ def check_claim(
         return _unmeasured(claim, "a line cannot be followed through this change")
     names_after = (claim.function,) if lines_after is None else lines_after
     compared = [
-        (profile, _Cost(*cost_in(profile.stacks, claim.function)), cost_after)
+        (
+            profile,
+            _Cost(*cost_in(profile.stacks, claim.function)),
+            _Cost(*cost_in(now.stacks, *names_after)),
+        )
         for profile, now in pairs
-        for cost_after in [_Cost(*cost_in(now.stacks, *names_after))]
     ]
     seen = [each for each in compared if each[1].inside or each[2].inside]
     if seen:

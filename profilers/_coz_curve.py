@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from attrs import frozen
+from attrs import evolve, frozen
 
 from aiopt.stats import Floats
 
@@ -131,7 +131,7 @@ def curve(
     cost = np.array([row[1] for row in rows], dtype=np.float64)
     count = np.array([row[2] for row in rows], dtype=np.float64)
     baseline = int((percent == 0).sum())
-    others = len(rows) - baseline
+    found = Curve(baseline=baseline, others=len(rows) - baseline)
     levels = np.union1d([0], percent)
     label = np.searchsorted(levels, percent).astype(np.int64)
     costs, counts = _pool(label[None], cost[None], count[None], levels.size)
@@ -139,12 +139,10 @@ def curve(
     measured = (counts[0] >= MIN_VISITS) & (levels > 0)
     percents = tuple(int(each) for each in levels[measured])
     if not np.isfinite(observed):
-        return Curve(baseline=baseline, others=others, percents=percents, deltas=())
+        return evolve(found, percents=percents)
     period = costs[0, 0] / counts[0, 0]
     deltas = tuple(float(1 - costs[0, i] / counts[0, i] / period) for i in np.flatnonzero(measured))
-    found = Curve(
-        baseline=baseline, others=others, percents=percents, deltas=deltas, slope=observed
-    )
+    found = evolve(found, percents=percents, deltas=deltas, slope=observed)
     if found.too_few:
         return found
     coin = np.random.default_rng(seed)
@@ -168,13 +166,9 @@ def curve(
         # One without a result speaks for no effect.
         better += int((~(null < observed - tie)).sum())
         worse += int((~(null > observed + tie)).sum())
-    return Curve(
-        baseline=baseline,
-        others=others,
-        percents=percents,
-        deltas=deltas,
+    return evolve(
+        found,
         bounds=tuple(map(_interval, np.concatenate(savings).T)),
-        slope=observed,
         low=low,
         high=high,
         p_better=better / (shuffles + 1),

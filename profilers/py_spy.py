@@ -29,7 +29,8 @@ _FIX = "pip install py-spy"
 # TERM ends what is profiled, not py-spy, which still has a file to write: it is started with TERM
 # ignored. What py-spy starts is a small Python program that gives the profiled one TERM back and
 # keeps its exit code, of which py-spy's own says nothing. py-spy gives up on a process that is no
-# Python program when it looks, such as a shell that has not come to its `exec` yet.
+# Python program when it looks, such as a shell that has not come to its `exec` yet. What it prints
+# goes to stderr, since stdout is the program's.
 _SCRIPT = """
 out=$0; tool=$1; beside=$2; rate=$3; more=$4; launcher=$5; shift 5
 command -v "$tool" >/dev/null || tool=$beside
