@@ -17,8 +17,10 @@ from aiopt.errors import ConfigError, UnknownPluginError
 from aiopt.log import Log
 from aiopt.metrics import FORMATS
 from aiopt.protocols import Failed, Inconclusive, ProfileResult
-from aiopt.replay import DEFAULT_FITNESS, LogState, Rescored, fold
-from aiopt.replay import rescore as rescore_campaign
+from aiopt.ranking import DEFAULT_FITNESS
+from aiopt.replay import LogState, fold
+from aiopt.rescoring import Rescored
+from aiopt.rescoring import rescore as rescore_campaign
 from aiopt.rules import RuleParams, params_from
 from aiopt.settings import Settings
 from aiopt.views import EvidenceRow, Summary, evidence_table, summary
@@ -186,7 +188,7 @@ def rescore(
 ) -> Rescored:
     """What the same measurements would have led to under other weights, rules or parameters.
 
-    See `aiopt.replay.rescore`. `campaign` is a stream; without it, the latest one. `changes` are
+    See `aiopt.rescoring.rescore`. `campaign` is a stream; without it, the latest one. `changes` are
     parameters of the rule by name, such as `{"mei": 0.05, "layout.rotate": 0}`. `fitness` is what
     the ranking is by, `guards` what profilers must not have found more of.
 

@@ -30,7 +30,8 @@ from aiopt.ids import short_name
 from aiopt.log import Log
 from aiopt.measure import IncumbentFailed
 from aiopt.protocols import Command, Completed, Patch, Sink
-from aiopt.replay import CampaignState, fold, rescore
+from aiopt.replay import CampaignState, fold
+from aiopt.rescoring import rescore
 from aiopt.settings import Budget, Environment, Settings
 from aiopt.verify import verify
 from tests.toy import EXPECTED, POOL, TARGET, cost, replace_line, write_target

@@ -11,7 +11,8 @@ from aiopt.errors import ConfigError
 from aiopt.events import EvidenceCaptured, Scalar
 from aiopt.evidence import change_of, changes_of, is_evidence, latest, scalar_of
 from aiopt.fitness import Fitness, Unmeasured, fitness_of
-from aiopt.replay import CampaignState, fold, rescore
+from aiopt.replay import CampaignState, fold
+from aiopt.rescoring import rescore
 from aiopt.views.evidence import instruction_flags
 from tests.factories import make
 from tests.test_replay import PARAMS, campaign_log

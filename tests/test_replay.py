@@ -31,7 +31,8 @@ from aiopt.events import (
 )
 from aiopt.fitness import Fitness, Unmeasured, fitness_of
 from aiopt.ids import candidate_id
-from aiopt.replay import LogState, fold, rescore, step
+from aiopt.replay import LogState, fold, step
+from aiopt.rescoring import rescore
 from aiopt.rules import params_from
 from aiopt.verdict import Judge, verdict_by
 from tests.factories import make

@@ -13,15 +13,9 @@ from aiopt.cli._places import find_campaign, find_log, read_state
 from aiopt.cli._report import rules_lines
 from aiopt.cli._text import print_json, short, table
 from aiopt.cli._work import check_changes
-from aiopt.replay import (
-    DEFAULT_FITNESS,
-    FITNESSES,
-    CampaignState,
-    Decision,
-    Ranked,
-    Rescored,
-    rescore,
-)
+from aiopt.ranking import DEFAULT_FITNESS, FITNESSES, Ranked
+from aiopt.replay import CampaignState
+from aiopt.rescoring import Decision, Rescored, rescore
 from aiopt.rules import RuleParams
 from aiopt.stats import percent
 from aiopt.verdict import RULES

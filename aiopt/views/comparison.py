@@ -6,7 +6,8 @@ from attrs import frozen
 
 from aiopt.errors import ConfigError
 from aiopt.other_tools import OtherTool
-from aiopt.replay import CampaignState, rescore
+from aiopt.replay import CampaignState
+from aiopt.rescoring import rescore
 from aiopt.rules import RuleParams, vary
 from aiopt.verdict import RULES
 
