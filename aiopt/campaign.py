@@ -11,14 +11,13 @@ from pathlib import Path
 
 import anyio
 from attrs import frozen
-from numpy.random import PCG64, Generator, SeedSequence
 
 import aiopt
 from aiopt import plugins
 from aiopt.auditing import ablate, audit, audit_is_due
 from aiopt.blobs import BlobStore
 from aiopt.calibrating import ensure_calibrated
-from aiopt.candidate import canonical, claims_of, hypothesis_of
+from aiopt.candidate import canonical, claims_of, hypothesis_of, part_of
 from aiopt.config import structure, unstructure
 from aiopt.errors import ConfigError, PatchError, SessionLost
 from aiopt.evaluate import BaselineFailed, Evaluator, cut_off_pairs
@@ -30,9 +29,13 @@ from aiopt.events import (
     CampaignStarted,
     CandidateProposed,
     EnvironmentObserved,
+    PatchPart,
     PatchRef,
+    PatchShape,
     PluginUsed,
+    ProposalDeclined,
 )
+from aiopt.genome import ordered
 from aiopt.ids import candidate_id
 from aiopt.journal import Journal, Observer
 from aiopt.laboratory import Laboratory, Unfit
@@ -52,6 +55,7 @@ from aiopt.protocols import (
 )
 from aiopt.replay import CampaignState, ExperimentState, ProposalState, fold
 from aiopt.settings import Settings, rule_params
+from aiopt.stats import proposal_rng
 from aiopt.target import Target, load_target, spec_of
 from aiopt.verdict import RULES, params_for
 from aiopt.views import evidence_digest, evidence_table, profiles_of
@@ -302,7 +306,7 @@ class Campaign:
         """
         with self._interruption_logged():
             await self._evaluator.baseline()
-            ref = self._store(patch)
+            ref, _ = self._store(patch)
             begun = [p for p in self.state.unsettled() if p.proposed.genome[-1] == ref]
             await self._settle_all()
             if begun:  # the same call was interrupted before
@@ -351,26 +355,44 @@ class Campaign:
         return len(self.state.proposals) > before
 
     async def _ask(self) -> bool:
-        """One more proposal, if budget, strategy and proposer have one."""
-        state = self.state
+        """One more candidate, if budget, strategy and proposer have one."""
         self._why_no_more = self._over_budget()
-        if self._why_no_more:
+        if self._why_no_more or self._plug.proposer is None:
             return False
-        rng = Generator(PCG64(SeedSequence([state.started.seed, state.next_number])))
-        selections = self._plug.strategy.ask(state, rng, 1)
-        if not selections or self._plug.proposer is None:
-            self._why_no_more = "the strategy asks for nothing more"
-            return False
-        (selection,) = selections[:1]
-        proposal = await self._plug.proposer.propose(await self._request(selection))
-        if proposal is None:
-            self._why_no_more = "the proposer has no more"
-            return False
-        self._propose(proposal, selection, self._settings.proposer)
-        return True
+        while True:
+            state = self.state
+            rng = proposal_rng(state.started.seed, state.next_number)
+            selections = self._plug.strategy.ask(state, rng, 1)
+            if not selections:
+                self._why_no_more = "the strategy asks for nothing more"
+                return False
+            selection = selections[0]
+            if selection.operator not in ("propose", "rewrite"):
+                self._combine(selection)
+                return True
+            proposal = await self._plug.proposer.propose(await self._request(selection))
+            if proposal is not None:
+                self._propose(proposal, selection, self._settings.proposer)
+                return True
+            if selection.operator in state.declined:
+                self._why_no_more = "the proposer has no more"
+                return False
+            self._decline(selection)
+
+    def _decline(self, selection: Selection) -> None:
+        """Log that the proposer had nothing, so that the strategy can ask for something else."""
+        declined = ProposalDeclined(
+            operator=selection.operator,
+            proposer=self._settings.proposer,
+            parents=selection.parents,
+            genome=selection.genome,
+        )
+        self._journal.emit(self._journal.stream, declined)
 
     def _over_budget(self) -> str:
         state, budget = self.state, self._settings.budget
+        if budget.runs is not None and state.runs >= budget.runs:
+            return f"the budget of {budget.runs} runs is spent"
         if budget.candidates is not None and len(state.proposals) >= budget.candidates:
             return f"the budget of {budget.candidates} candidates is spent"
         minutes = sum(experiment.seconds for experiment in state.experiments.values()) / 60
@@ -397,19 +419,51 @@ class Campaign:
         parent = selection.parents[-1] if selection.parents else self.state.baseline
         return evidence_digest(evidence_table(profiles_of(self.state, parent)))
 
-    def _store(self, patch: Patch) -> PatchRef:
+    def _store(self, patch: Patch) -> tuple[PatchRef, PatchShape | None]:
         try:
-            text = canonical(patch.text).text
+            read = canonical(patch.text)
+            text, shape = read.text, read.shape
         except PatchError:
-            text = patch.text  # kept as it came; it is rejected when it is settled
-        return PatchRef(name=patch.name, digest=self._blobs.put(text))
+            text, shape = patch.text, None  # kept as it came; it is rejected when it is settled
+        return PatchRef(name=patch.name, digest=self._blobs.put(text)), shape
+
+    def _combine(self, selection: Selection) -> None:
+        """Log a candidate that the strategy made of known patches."""
+        state, genome, parts = self.state, list[PatchRef](), list[PatchPart]()
+        for patch in ordered(selection.genome, state.patches):
+            hunks = selection.parts.get(patch.digest)
+            if hunks is None:
+                genome.append(patch)
+                continue
+            part = part_of(canonical(self._blobs.get(patch.digest)), hunks)
+            name = f"{patch.name}#{','.join(map(str, hunks))}"
+            genome.append(PatchRef(name=name, digest=self._blobs.put(part.text)))
+            parts.append(
+                PatchPart(
+                    digest=part.digest, origin=patch.digest, hunks=tuple(hunks), shape=part.shape
+                )
+            )
+        self._journal.emit(
+            self._journal.stream,
+            CandidateProposed(
+                number=state.next_number,
+                candidate=candidate_id(state.started.base_commit, [p.digest for p in genome]),
+                genome=tuple(genome),
+                parents=selection.parents,
+                hypothesis="",
+                proposer="",
+                operator=selection.operator,
+                parts=tuple(parts),
+            ),
+        )
 
     def _propose(self, proposal: Proposal, selection: Selection, proposer: str) -> int:
         """Log a proposal: its patch is stored first, so that
         nothing can refer to what is not there.
         """
-        patch = proposal.patch
-        number, genome = self.state.next_number, (*selection.genome, self._store(patch))
+        patch, number = proposal.patch, self.state.next_number
+        ref, shape = self._store(patch)
+        genome = (*selection.genome, ref)
         proposed = CandidateProposed(
             number=number,
             candidate=candidate_id(self.state.started.base_commit, [p.digest for p in genome]),
@@ -419,6 +473,9 @@ class Campaign:
             claims=patch.claims or claims_of(patch.text),
             proposer=proposer,
             cost=dict(proposal.cost),
+            operator=selection.operator,
+            patch=ref.digest,
+            shape=shape,
         )
         spent = [
             BudgetSpent(what=name, amount=float(amount), unit=name)

@@ -7,15 +7,15 @@ really changed.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import PurePosixPath
 
 from attrs import frozen
 from unidiff.errors import UnidiffParseError
-from unidiff.patch import PatchSet
+from unidiff.patch import Hunk, PatchSet
 
 from aiopt.errors import PatchError, PatchOutOfScope
-from aiopt.events import Claim
+from aiopt.events import Claim, PatchShape
 from aiopt.ids import digest
 from aiopt.target import Scope
 
@@ -25,6 +25,7 @@ __all__ = [
     "check_scope",
     "claims_of",
     "hypothesis_of",
+    "part_of",
     "scope_problems",
 ]
 
@@ -46,6 +47,7 @@ class CanonicalPatch:
     modes: frozenset[str]
     zero_context: bool
     """Some hunk has no context lines, so git must be told to expect that."""
+    shape: PatchShape
 
 
 def hypothesis_of(text: bytes) -> str:
@@ -92,9 +94,10 @@ def canonical(text: bytes) -> CanonicalPatch:
     paths: set[str] = set()
     modes: set[str] = set()
     zero_context = False
-    changes = 0
+    changes = hunks = added = removed = 0
     for part in patches:
         changes += len(part)
+        hunks, added, removed = hunks + len(part), added + part.added, removed + part.removed
         for name in (part.source_file, part.target_file):
             if name is not None and name != "/dev/null":
                 paths.add(_without_prefix(name))
@@ -111,7 +114,42 @@ def canonical(text: bytes) -> CanonicalPatch:
         paths=tuple(sorted(paths)),
         modes=frozenset(modes),
         zero_context=zero_context,
+        shape=PatchShape(files=len(patches), hunks=hunks, added=added, removed=removed),
     )
+
+
+def part_of(patch: CanonicalPatch, hunks: Collection[int]) -> CanonicalPatch:
+    """The patch that consists of some hunks of another one, counted from 0 over all its files.
+
+    What a file header says beyond hunks (a rename, a mode, a new file) stays with the hunks of that
+    file.
+
+    Raises:
+        PatchError: there is no such hunk, or none is left.
+    """
+    text, count = [], 0
+    for file in PatchSet(patch.text.decode("utf-8", errors="surrogateescape")):
+        chosen = [hunk for place, hunk in enumerate(file, count) if place in hunks]
+        count += len(file)
+        if chosen:
+            text += [*map(str, file.patch_info or ()), f"--- {file.source_file}\n"]
+            text += [f"+++ {file.target_file}\n", *_moved(chosen)]
+    if not text or not all(0 <= hunk < count for hunk in hunks):
+        wanted = ", ".join(map(str, sorted(hunks))) or "none"
+        raise PatchError(f"the patch has the hunks 0 to {count - 1}, and {wanted} were asked for")
+    return canonical("".join(text).encode("utf-8", errors="surrogateescape"))
+
+
+def _moved(hunks: Iterable[Hunk]) -> Iterator[str]:
+    """The hunks of one file where they are if those that are not among them were never applied."""
+    shift = 0
+    for hunk in hunks:
+        # A side without lines names the line before the place, so it is one off.
+        hunk.target_start = (
+            hunk.source_start + (hunk.source_length == 0) - (hunk.target_length == 0) + shift
+        )
+        shift += hunk.target_length - hunk.source_length
+        yield str(hunk)
 
 
 def _without_prefix(name: str) -> str:

@@ -28,10 +28,34 @@ __all__ = ["SCHEMA_VERSIONS", "UPCASTERS", "Codec", "decode", "encode"]
 
 Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
 
-SCHEMA_VERSIONS: Mapping[str, int] = {cls.__name__: 1 for cls in EVENT_TYPES}
+_CHANGED = {"CandidateProposed": 2, "CandidateRejected": 2, "VerdictReached": 2}
+
+SCHEMA_VERSIONS: Mapping[str, int] = {
+    cls.__name__: _CHANGED.get(cls.__name__, 1) for cls in EVENT_TYPES
+}
 """The version that this aiopt writes, for every type of event."""
 
-UPCASTERS: Mapping[tuple[str, int], Upcaster] = {}
+
+def _proposed_by_a_proposer(tree: dict[str, Any]) -> dict[str, Any]:
+    """There was no other way: the last patch of the genome was the new one."""
+    genome = tree["genome"]
+    return {**tree, "operator": "propose", "patch": genome[-1]["digest"] if genome else None}
+
+
+def _rejected_as_a_whole(tree: dict[str, Any]) -> dict[str, Any]:
+    return {**tree, "patch": None, "clashes_with": []}
+
+
+def _needs_renamed(tree: dict[str, Any]) -> dict[str, Any]:
+    renamed = {name: value for name, value in tree.items() if name != "needs"}
+    return {**renamed, "pairs_needed": tree.get("needs")}
+
+
+UPCASTERS: Mapping[tuple[str, int], Upcaster] = {
+    ("CandidateProposed", 1): _proposed_by_a_proposer,
+    ("CandidateRejected", 1): _rejected_as_a_whole,
+    ("VerdictReached", 1): _needs_renamed,
+}
 """(type, version) -> what makes the dict of `version + 1` out of the dict of `version`."""
 
 _OPTIONS = orjson.OPT_SORT_KEYS | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME

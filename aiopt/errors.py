@@ -139,6 +139,9 @@ class PatchError(AiOptError):
 class PatchDoesNotApply(PatchError):
     """git could not apply the patch to this tree."""
 
+    place = 0
+    """Where it stands among the patches that were being applied, from 0."""
+
 
 class PatchOutOfScope(PatchError):
     """The patch touches files that the target does not offer for editing."""

@@ -22,6 +22,7 @@ from aiopt.errors import (
 )
 from aiopt.events import (
     Arm,
+    CandidateProposed,
     CandidateRejected,
     Event,
     EvidenceCaptured,
@@ -36,6 +37,7 @@ from aiopt.events import (
     RunMeasured,
     VerdictReached,
 )
+from aiopt.genome import without
 from aiopt.ids import short_name
 from aiopt.laboratory import Change, Laboratory
 from aiopt.lifecycle import Emit
@@ -57,6 +59,8 @@ class _Rejection:
     reason: RejectReason
     detail: str
     duplicate_of: str | None = None
+    patch: str | None = None
+    clashes_with: tuple[str, ...] = ()
 
 
 class BaselineFailed(AiOptError):
@@ -255,19 +259,17 @@ class Evaluator:
 
     async def _accept(self, proposal: ProposalState) -> str | None:
         """The candidate's tree, checked out; None if it was rejected."""
-        proposed = proposal.proposed
+        proposed, base = proposal.proposed, self._state.started.base_commit
         rejected: _Rejection | None
         try:
-            patch = canonical(self._blobs.get(proposed.genome[-1].digest))
-            check_scope(patch, self._target.scope)
-            tree = await self._bench.check_out(
-                proposed.candidate, self._state.started.base_commit, proposed.genome
-            )
-            rejected = self._seen_before(tree)
+            for ref in proposed.genome:
+                check_scope(canonical(self._blobs.get(ref.digest)), self._target.scope)
+            tree = await self._bench.check_out(proposed.candidate, base, proposed.genome)
+            rejected = self._seen_before(tree, proposed)
             if rejected is None:
                 return tree
         except PatchDoesNotApply as error:
-            rejected = _Rejection("does_not_apply", str(error))
+            rejected = await self._clash(proposed, error)
         except PatchOutOfScope as error:
             rejected = _Rejection("out_of_scope", str(error))
         except PatchError as error:
@@ -280,22 +282,53 @@ class Evaluator:
                 reason=rejected.reason,
                 detail=rejected.detail,
                 duplicate_of=rejected.duplicate_of,
+                patch=rejected.patch,
+                clashes_with=rejected.clashes_with,
             ),
         )
         await self._bench.close(proposed.candidate)
         return None
 
-    def _seen_before(self, tree: str) -> _Rejection | None:
-        """Whether this very tree is the incumbent's, or was judged against it already."""
+    async def _clash(self, proposed: CandidateProposed, error: PatchDoesNotApply) -> _Rejection:
+        """Which patch does not apply, and which of those before it are in its way."""
+        before, failed = proposed.genome[: error.place], proposed.genome[error.place]
+        in_the_way = []
+        for other in before if error.place else ():
+            rest = without(before, other.digest)
+            try:
+                await self._bench.check_out(
+                    proposed.candidate, self._state.started.base_commit, (*rest, failed)
+                )
+            except (PatchDoesNotApply, PatchOutOfScope):
+                continue
+            in_the_way.append(other)
+        names = " and ".join(other.name for other in in_the_way)
+        together = f"{failed.name} does not go together with {names}: " if in_the_way else ""
+        return _Rejection(
+            "does_not_apply",
+            f"{together}{error}",
+            patch=failed.digest,
+            clashes_with=tuple(other.digest for other in in_the_way),
+        )
+
+    def _seen_before(self, tree: str, proposed: CandidateProposed) -> _Rejection | None:
+        """Whether this very tree is the incumbent's, or was judged already.
+
+        What a search made is not measured twice; what a person or an agent hands over may be
+        measured again once the incumbent is another one.
+        """
         state = self._state
         if tree == state.incumbent_tree:
             return _Rejection("empty", "it changes nothing: the tree is the incumbent's")
-        for experiment in state.experiments.values():
+        if tree == state.started.base_tree:
+            return _Rejection("empty", "nothing is left: the tree is the baseline's")
+        for experiment in state.of_purpose("candidate"):
             started = experiment.started
             if (
-                started.purpose == "candidate"
-                and (started.tree, started.incumbent) == (tree, state.incumbent)
+                started.tree == tree
+                and (proposed.operator != "propose" or started.incumbent == state.incumbent)
                 and experiment.outcome in (None, "judged")
+                and not experiment.is_transient
             ):
                 stream = experiment.stream
                 return _Rejection("duplicate", f"the same tree as {short_name(stream)}", stream)

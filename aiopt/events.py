@@ -45,12 +45,16 @@ __all__ = [
     "MeasuringPaused",
     "MechanismChecked",
     "MetricUnreadable",
+    "Operator",
     "PairScheduled",
     "PairVoided",
+    "PatchPart",
     "PatchRef",
+    "PatchShape",
     "PluginUsed",
     "ProcessRef",
     "ProfilerUnavailable",
+    "ProposalDeclined",
     "Recorded",
     "RunMeasured",
     "Scalar",
@@ -80,6 +84,7 @@ StageName = Literal[
 ]
 StageOutcome = Literal["ok", "failed", "timeout", "lost"]
 RejectReason = Literal["malformed", "out_of_scope", "does_not_apply", "duplicate", "empty"]
+Operator = Literal["propose", "rewrite", "union", "recombine", "add", "drop"]
 VerdictKind = Literal[
     "keep", "discard_regression", "discard_no_effect", "inconclusive", "no_change", "invalid"
 ]
@@ -107,6 +112,29 @@ class PatchRef:
 
     name: str
     digest: str
+
+
+@frozen(kw_only=True, slots=True)
+class PatchShape:
+    """How large a patch is."""
+
+    files: int
+    hunks: int
+    added: int
+    """Lines."""
+    removed: int
+
+
+@frozen(kw_only=True, slots=True)
+class PatchPart:
+    """A patch that consists of some hunks of another one."""
+
+    digest: str
+    origin: str
+    """Digest of the whole patch."""
+    hunks: tuple[int, ...]
+    """Which of its hunks, counted from 0 over all files, ascending."""
+    shape: PatchShape
 
 
 @frozen(kw_only=True, slots=True)
@@ -247,7 +275,7 @@ class BudgetSpent:
 
 @frozen(kw_only=True, slots=True)
 class CandidateProposed:
-    """A proposer offered a candidate. `number` counts the proposals of the campaign from 1."""
+    """There is a candidate to be tried. `number` counts the proposals of the campaign from 1."""
 
     number: int
     candidate: str
@@ -255,8 +283,19 @@ class CandidateProposed:
     parents: tuple[str, ...]
     hypothesis: str
     proposer: str
+    """Who wrote the patch that is new in it; empty if the strategy made it of known patches."""
     cost: JsonObject = field(factory=dict)
     claims: tuple[Claim, ...] = ()
+    operator: Operator = "propose"
+    """How it came about: by a new patch on top of a genome, by one in place of another, by a union
+    or recombination of its parents, or by adding or dropping a known patch.
+    """
+    patch: str | None = None
+    """Digest of the patch that is new in it."""
+    shape: PatchShape | None = None
+    """Of that patch; None if there is none, or it cannot be read."""
+    parts: tuple[PatchPart, ...] = ()
+    """Patches in its genome that are parts of others."""
 
 
 @frozen(kw_only=True, slots=True)
@@ -268,6 +307,21 @@ class CandidateRejected:
     reason: RejectReason
     detail: str
     duplicate_of: str | None = None
+    patch: str | None = None
+    """Digest of the patch that does not apply."""
+    clashes_with: tuple[str, ...] = ()
+    """Digests of patches of the genome without any one of which it would apply."""
+
+
+@frozen(kw_only=True, slots=True)
+class ProposalDeclined:
+    """The proposer had nothing to offer for what the strategy asked for."""
+
+    operator: Operator
+    proposer: str
+    parents: tuple[str, ...]
+    genome: tuple[PatchRef, ...]
+    """What a patch was to build on."""
 
 
 @frozen(kw_only=True, slots=True)
@@ -617,7 +671,7 @@ class VerdictReached:
     p_confirm: float | None = None
     mei_eff: float | None = None
     """The smallest effect (natural log) that could have been proved."""
-    needs: int | None = None
+    pairs_needed: int | None = None
     """If inconclusive: pairs that a proof of the smallest effect of interest would take."""
 
 
@@ -662,6 +716,7 @@ Event = (
     | BudgetSpent
     | CandidateProposed
     | CandidateRejected
+    | ProposalDeclined
     | IncumbentChanged
     | ExperimentStarted
     | StageStarted

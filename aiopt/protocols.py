@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Literal, Protocol, ru
 from anyio.abc import ByteStream
 from attrs import field, frozen
 
-from aiopt.events import Claim, Finding, PatchRef, ProcessRef, Scalar
+from aiopt.events import Claim, Finding, Operator, PatchRef, ProcessRef, Scalar
 
 if TYPE_CHECKING:
     from numpy.random import Generator
@@ -373,11 +373,18 @@ class Versioned(Protocol):
 
 @frozen(kw_only=True)
 class Selection:
-    """What a strategy wants next: a change on top of this genome."""
+    """What a strategy wants next: a new change on top of a genome, or a genome of known patches."""
 
     parents: tuple[str, ...]
     """Ids of the candidates that it builds on."""
     genome: tuple[PatchRef, ...]
+    """With `propose` and `rewrite` what the proposer's patch is to build on, else the candidate."""
+    operator: Operator = "propose"
+    replaces: PatchRef | None = None
+    """With `rewrite`: the patch whose idea is wanted in another form, one that goes with `genome`.
+    """
+    parts: Mapping[str, tuple[int, ...]] = field(factory=dict)
+    """By digest the hunks that are left of patches in `genome` of which not all are wanted."""
 
 
 @runtime_checkable
@@ -429,5 +436,8 @@ class Proposer(Protocol):
     """Makes patches."""
 
     async def propose(self, request: ProposalRequest) -> Proposal | None:
-        """One proposal for this selection, or None when there is none left."""
+        """One proposal for this selection, or None when there is none left.
+
+        With the operator `rewrite` it is another form of `selection.replaces`.
+        """
         ...

@@ -50,6 +50,8 @@ class Ranked:
     low: float
     """Lower 95 % confidence bound of `total`; -inf where a single pair says nothing of the spread.
     """
+    se: float
+    """Standard error of `total`."""
     seed: SeedCausal | None = None
     """The score under the fitness `seed-causal`."""
 
@@ -120,6 +122,7 @@ def rank(
                 step=own,
                 total=origin.total,
                 low=origin.low,
+                se=math.sqrt(origin.variance),
                 seed=score,
             )
         )

@@ -38,16 +38,18 @@ from aiopt.events import (
     LookTaken,
     MachineUnfit,
     MechanismChecked,
+    Operator,
     PairScheduled,
     PairVoided,
     ProfilerUnavailable,
+    ProposalDeclined,
     Recorded,
     RunMeasured,
     StageFinished,
     StageStarted,
     VerdictReached,
 )
-from aiopt.genome import Genome, change_name
+from aiopt.genome import Genome, KnownPatch, change_name
 from aiopt.ids import candidate_id
 from aiopt.rules import RuleParams, params_from
 
@@ -93,6 +95,11 @@ class ExperimentState:
     seconds: float = 0.0
     """Wall time of its stages."""
 
+    @property
+    def is_transient(self) -> bool:
+        """Whether the machinery failed and not the candidate, which may then be tried again."""
+        return any(isinstance(fact, GateFailed) and fact.gate == "session" for fact in self.facts)
+
 
 @define
 class ProposalState:
@@ -123,6 +130,12 @@ class CampaignState:
     """Digest of each neutral rebuild, by candidate and layout."""
     genomes: dict[str, Genome] = Factory(dict)
     """The patches of every candidate that was proposed or measured; none for the baseline."""
+    patches: dict[str, KnownPatch] = Factory(dict)
+    """Every patch of every candidate, by digest."""
+    declined: set[Operator] = Factory(set)
+    """What the proposer had nothing for, since it last had something or the campaign went on."""
+    runs: int = 0
+    """Of the workload, whatever for."""
     proposals: dict[int, ProposalState] = Factory(dict)
     experiments: dict[str, ExperimentState] = Factory(dict)
     environments: dict[str, EnvironmentObserved] = Factory(dict)
@@ -263,9 +276,12 @@ def _campaign_step(campaign: CampaignState, event: Event) -> None:
         case CandidateProposed():
             campaign.proposals[event.number] = ProposalState(number=event.number, proposed=event)
             campaign.genomes[event.candidate] = event.genome
+            _learn(campaign, event)
         case CandidateRejected():
             proposal = campaign.proposals[event.number]
             proposal.status, proposal.rejected = "rejected", event
+        case ProposalDeclined():
+            campaign.declined.add(event.operator)
         case LayoutBuilt():
             campaign.rebuilds[event.candidate, event.layout] = event.digest
         case IncumbentChanged():
@@ -285,6 +301,7 @@ def _campaign_step(campaign: CampaignState, event: Event) -> None:
             campaign.interrupted = False
             campaign.unfit = None
             campaign.finished = None
+            campaign.declined.clear()
         case CampaignInterrupted():
             campaign.interrupted = True
         case MachineUnfit():
@@ -293,6 +310,25 @@ def _campaign_step(campaign: CampaignState, event: Event) -> None:
             campaign.finished = event.reason
         case _:
             pass
+
+
+def _learn(campaign: CampaignState, event: CandidateProposed) -> None:
+    """The patches that a candidate brought."""
+    if event.patch is not None:
+        campaign.declined.clear()
+    parts = {part.digest: part for part in event.parts}
+    for patch in event.genome:
+        if patch.digest in campaign.patches:
+            continue
+        part, count = parts.get(patch.digest), len(campaign.patches) + 1
+        origin = campaign.patches.get(part.origin) if part is not None else None
+        campaign.patches[patch.digest] = KnownPatch(
+            ref=patch,
+            seen=(origin.seen[0], count) if origin is not None else (count, 0),
+            shape=part.shape if part is not None else event.shape,
+            origin=part.origin if part is not None else "",
+            hunks=part.hunks if part is not None else (),
+        )
 
 
 def _within_service(experiment: ExperimentState, event: StageFinished) -> bool:
@@ -321,7 +357,10 @@ def _experiment_step(
             experiment.facts.append(event)
         case GatePassed():
             experiment.gates.append(event.gate)
-        case GateFailed() | PairScheduled() | RunMeasured() | PairVoided():
+        case RunMeasured():
+            experiment.facts.append(event)
+            campaign.runs += 1
+        case GateFailed() | PairScheduled() | PairVoided():
             experiment.facts.append(event)
         case LevelCharged():
             experiment.charged = event

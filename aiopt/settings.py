@@ -25,6 +25,8 @@ class Budget:
     candidates: int | None = None
     minutes: float | None = None
     """Of stages run, over all resumes."""
+    runs: int | None = None
+    """Of the workload, calibration and all."""
 
 
 @frozen(kw_only=True)

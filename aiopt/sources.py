@@ -218,11 +218,20 @@ class SourceRepository:
     async def tree_with(
         self, commit: str, patches: Sequence[CanonicalPatch], scope: Scope, folder: Path
     ) -> str:
-        """Check a commit out and apply patches in order; returns the id of the resulting tree."""
+        """Check a commit out and apply patches in order; returns the id of the resulting tree.
+
+        Raises:
+            PatchDoesNotApply: with the place of the patch.
+            PatchOutOfScope: as `apply`.
+        """
         await self.check_out(commit, folder)
         tree = (await self._git("write-tree", env=self._env(folder))).stdout.decode().strip()
-        for patch in patches:
-            tree = await self.apply(folder, patch, scope)
+        for place, patch in enumerate(patches):
+            try:
+                tree = await self.apply(folder, patch, scope)
+            except PatchDoesNotApply as error:
+                error.place = place
+                raise
         return tree
 
     async def is_intact(self, folder: Path, tree: str) -> bool:

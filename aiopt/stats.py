@@ -34,6 +34,7 @@ __all__ = [
     "lower_bound",
     "mad_sd",
     "percent",
+    "proposal_rng",
     "signed_rank_p",
     "signed_rank_survival",
     "smallest_n",
@@ -66,6 +67,13 @@ class PairStage(IntEnum):
     AUDIT = 3
     LAYOUT = 4
     ABLATION = 5
+
+
+def proposal_rng(seed: int, number: int) -> np.random.Generator:
+    """The generator that a strategy is asked with: a function of the campaign's seed and of the
+    number of the proposal that is to be made.
+    """
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, number])))
 
 
 def coin(seed: int, candidate_no: int, stage_no: int, pair_idx: int) -> Order:

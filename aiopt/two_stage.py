@@ -134,7 +134,7 @@ class TwoStage:
                 "not shown to keep within its margin, though there is a gain", unresolved
             )
             verdict = self._verdict("inconclusive", text, effects, course)
-            return evolve(verdict, needs=_pairs_to_resolve(course, unresolved))
+            return evolve(verdict, pairs_needed=_pairs_to_resolve(course, unresolved))
         return self._verdict("keep", name_all("proved better", better), effects, course)
 
     def _discarded(
@@ -167,7 +167,7 @@ class TwoStage:
             )
             reason = name_all(text, [each.objective for each in open_])
             verdict = self._verdict("inconclusive", reason, effects, course)
-            return evolve(verdict, needs=needed)
+            return evolve(verdict, pairs_needed=needed)
         text = f"no gain worth keeping after {ended.rounds} pairs of the {stage}"
         return self._verdict("discard_no_effect", text, effects, course)
 

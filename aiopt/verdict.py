@@ -411,7 +411,7 @@ def _protocol_verdict(verdict: VerdictReached) -> ProtocolVerdict:
         p_screen=verdict.p_screen,
         p_confirm=verdict.p_confirm,
         mei_eff=verdict.mei_eff,
-        needs=verdict.needs,
+        needs=verdict.pairs_needed,
     )
 
 

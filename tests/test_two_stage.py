@@ -298,9 +298,9 @@ def test_what_may_still_be_large_enough_is_inconclusive_and_says_what_would_tell
     open_ = [verdict for verdict in verdicts if verdict.kind == "inconclusive"]
     assert open_
     for verdict in open_:
-        assert verdict.needs is not None
-        assert verdict.needs > 300
-        assert f"about {verdict.needs} would tell" in verdict.reason
+        assert verdict.pairs_needed is not None
+        assert verdict.pairs_needed > 300
+        assert f"about {verdict.pairs_needed} would tell" in verdict.reason
         assert verdict.mei_eff is not None
         assert verdict.mei_eff > 0.03
 
@@ -363,7 +363,7 @@ def test_an_unresolved_guard_buys_pairs_once_and_is_then_inconclusive() -> None:
     assert extra > 0
     assert effect(verdict, "p99").pairs == count(events, "confirm") + extra
     assert effect(verdict, "cpu").pairs == count(events, "confirm")  # the extra serve guards only
-    assert verdict.needs is not None
+    assert verdict.pairs_needed is not None
 
 
 def test_the_second_look_at_a_guard_may_settle_it() -> None:

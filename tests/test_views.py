@@ -207,7 +207,7 @@ def test_candidates_of_every_kind() -> None:
                 effects=(_effect(),),
                 stage="screen",
                 mei_eff=0.03,
-                needs=40,
+                pairs_needed=40,
             ),
         ),
         (one, ExperimentFinished(outcome="judged")),
@@ -1069,7 +1069,7 @@ def test_shares_in_sentences() -> None:
 def _advice(
     kind: Any, effects: tuple[Effect, ...] = (), needs: int | None = None, rule: str = "two-stage"
 ) -> str:
-    verdict = make(VerdictReached, kind=kind, effects=effects, needs=needs)
+    verdict = make(VerdictReached, kind=kind, effects=effects, pairs_needed=needs)
     judged = _on(_FIRST, [verdict, ExperimentFinished(outcome="judged")])
     state = _state(_proposed(1), _experiment(_FIRST), *judged, rule=rule, params=_CALIBRATED)
     return advice(state, state.proposals[1], "toy.db", "toy")

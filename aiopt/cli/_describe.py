@@ -133,7 +133,7 @@ def _measurement(event: Event) -> str:
         case VerdictReached():
             biased = event.stage == "screen"
             text = _effects(event.effects, biased=biased) or event.reason
-            needs = f"; about {event.needs} pairs would tell" if event.needs else ""
+            needs = f"; about {event.pairs_needed} pairs would tell" if event.pairs_needed else ""
             return f"{event.kind.replace('_', ' ')}: {text}{needs}"
         case AuditMeasured():
             return f"{event.final} against {event.baseline}: {_effects(event.effects)}"

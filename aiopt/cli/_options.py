@@ -22,15 +22,20 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def budget(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> dict[str, float]:
-    """`20` candidates, or a time such as `30m`, as the fields of `aiopt.settings.Budget`."""
+    """`20` candidates, `500r` runs, or a time such as `30m`, as the fields of
+    `aiopt.settings.Budget`.
+    """
     found: dict[str, float] = {}
     for text in value:
-        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smh]?)", text)
-        if match is None or float(match[1]) <= 0 or (not match[2] and "." in match[1]):
+        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([rsmh]?)", text)
+        if match is None or float(match[1]) <= 0 or (match[2] in ("", "r") and "." in match[1]):
             raise click.BadParameter(
-                f"{text!r}: give a number of candidates (20) or a time (90s, 30m, 2h)"
+                f"{text!r}: give a number of candidates (20), of runs (500r), "
+                "or a time (90s, 30m, 2h)"
             )
-        if match[2]:
+        if match[2] == "r":
+            found["runs"] = int(match[1])
+        elif match[2]:
             found["minutes"] = float(match[1]) * {"s": 1 / 60, "m": 1, "h": 60}[match[2]]
         else:
             found["candidates"] = int(match[1])

@@ -48,7 +48,7 @@ def unfinished(state: LogState) -> list[CampaignState]:
     multiple=True,
     metavar="AMOUNT",
     callback=budget,
-    help="When to stop proposing: 20 (candidates), 30m, 2h; may be given twice.",
+    help="When to stop proposing: 20 (candidates), 500r (runs), 30m, 2h; several may be given.",
 )
 @click.option("--jobs", type=click.IntRange(min=1), help="Candidates built side by side.  [1]")
 @click.option("--new", is_flag=True, help="Begin another campaign though one is unfinished.")

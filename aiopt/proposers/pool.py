@@ -26,12 +26,14 @@ class PoolProposer:
         Raises:
             ConfigError: there is no such folder, or it holds no patch.
         """
+        if request.selection.operator != "propose":
+            return None  # a file cannot be written anew
         folder = request.target_folder / self.folder
         files = sorted(folder.glob(self.pattern)) if folder.is_dir() else []
         if not files:
             raise ConfigError(str(folder), [("", f"no {self.pattern} there; the pool is empty")])
         tried = {
-            proposal.proposed.genome[-1].digest
+            proposal.proposed.patch
             for proposal in request.state.proposals.values()
             if proposal.status != "superseded"
         }

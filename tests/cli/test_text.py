@@ -130,7 +130,7 @@ def test_effects() -> None:
             "screen cpu (main) after 6 pairs: p 0.016 of 0.001, effect +0.0500, sd 0.0100: cap",
         ),
         (
-            make(VerdictReached, kind="inconclusive", reason="noise", effects=(), needs=230),
+            make(VerdictReached, kind="inconclusive", reason="noise", effects=(), pairs_needed=230),
             "inconclusive: noise; about 230 pairs would tell",
         ),
         (

@@ -1,0 +1,164 @@
+"""What strategies that recombine share: who may breed, what is known of patches, what is new."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from attrs import frozen
+from numpy.random import Generator
+
+from aiopt.events import PatchRef
+from aiopt.genome import Genome, ordered, without
+from aiopt.ids import candidate_id
+from aiopt.ranking import DEFAULT_FITNESS, rank
+from aiopt.replay import CampaignState, ProposalState
+
+__all__ = [
+    "Individual",
+    "best",
+    "compatible",
+    "gene_pool",
+    "individuals",
+    "is_ahead",
+    "is_new",
+]
+
+_FEASIBLE = frozenset({"keep", "discard_no_effect", "inconclusive"})
+"""Verdicts of candidates that work and break no guard."""
+
+
+@frozen(kw_only=True)
+class Individual:
+    """A candidate that was measured, and how it stands against the baseline."""
+
+    candidate: str
+    genome: Genome
+    value: float
+    """Log ratio to the baseline; positive is better."""
+    se: float
+    """Standard error of `value`."""
+    step_se: float
+    """Standard error of its own step, on top of its incumbent."""
+    incumbent: str
+    number: int
+    """Of its proposal; 0 for the baseline."""
+
+
+def individuals(
+    state: CampaignState, weights: Mapping[str, float], fitness: str = DEFAULT_FITNESS
+) -> Sequence[Individual]:
+    """The baseline and every candidate that was measured, works and breaks no guard, best first.
+
+    Of one that was measured beside several incumbents the last measurement counts.
+    """
+    found = {
+        state.baseline: Individual(
+            candidate=state.baseline,
+            genome=(),
+            value=0.0,
+            se=0.0,
+            step_se=0.0,
+            incumbent=state.baseline,
+            number=0,
+        )
+    }
+    ranking = rank(state, weights=weights or None, fitness=fitness)
+    for ranked in sorted(ranking.ranked, key=lambda ranked: ranked.number):
+        experiment = state.experiments[ranked.experiment]
+        started, verdict = experiment.started, experiment.verdict
+        if verdict is not None and verdict.kind in _FEASIBLE:
+            found[started.candidate] = Individual(
+                candidate=started.candidate,
+                genome=started.genome,
+                value=ranked.total,
+                se=ranked.se,
+                step_se=ranked.step.se,
+                incumbent=started.incumbent,
+                number=ranked.number,
+            )
+    return sorted(found.values(), key=lambda one: (-one.value, one.number))
+
+
+def is_ahead(first: Individual, second: Individual, z: float) -> bool:
+    """Whether the first is better by more than `z` standard errors of the difference.
+
+    Two that were measured beside the same incumbent differ by their own steps alone. Others are
+    taken as independent, which overstates the error where their incumbents have steps in common.
+    """
+    if first.incumbent == second.incumbent:
+        error = math.hypot(first.step_se, second.step_se)
+    else:
+        error = math.hypot(first.se, second.se)
+    return first.value - second.value > z * error
+
+
+def best(contestants: Sequence[Individual], z: float, rng: Generator) -> Individual:
+    """The winner of a tournament in which a coin decides what the measurements do not."""
+    champion = contestants[0]
+    for challenger in contestants[1:]:
+        tied = not (is_ahead(challenger, champion, z) or is_ahead(champion, challenger, z))
+        if is_ahead(challenger, champion, z) or (tied and rng.random() < 0.5):
+            champion = challenger
+    return champion
+
+
+def gene_pool(state: CampaignState) -> Genome:
+    """The patches that work in some candidate, or that only did not go together with others.
+
+    In canonical order. What never passed a gate, or changed nothing, is not among them.
+    """
+    usable: set[str] = set()
+    for proposal in state.proposals.values():
+        verdict = _verdict_kind(state, proposal)
+        if verdict not in (None, "invalid", "no_change"):
+            usable.update(patch.digest for patch in proposal.proposed.genome)
+        elif proposal.rejected is not None and proposal.rejected.clashes_with:
+            usable.add(str(proposal.rejected.patch))
+    return ordered((known.ref for d, known in state.patches.items() if d in usable), state.patches)
+
+
+def _verdict_kind(state: CampaignState, proposal: ProposalState) -> str | None:
+    experiment = state.experiments.get(proposal.experiment or "")
+    return experiment.verdict.kind if experiment is not None and experiment.verdict else None
+
+
+def _clashes(state: CampaignState) -> Iterator[frozenset[str]]:
+    """Pairs of patches that do not go together: found by applying them, or a part and its whole."""
+    for proposal in state.proposals.values():
+        if proposal.rejected is not None and proposal.rejected.patch is not None:
+            for other in proposal.rejected.clashes_with:
+                yield frozenset((proposal.rejected.patch, other))
+    for digest, known in state.patches.items():
+        if known.origin:
+            yield frozenset((digest, known.origin))
+
+
+def compatible(genome: Iterable[PatchRef], state: CampaignState, rng: Generator) -> Genome:
+    """The genome in canonical order, without one of each two that are known not to go together;
+    a coin decides which.
+    """
+    found = ordered(genome, state.patches)
+    for clash in sorted(tuple(sorted(pair)) for pair in _clashes(state)):
+        if {patch.digest for patch in found}.issuperset(clash):
+            found = without(found, clash[rng.integers(2)])
+    return found
+
+
+def is_new(genome: Genome, state: CampaignState) -> bool:
+    """Whether no such candidate was proposed yet, but for ones that were never judged on what they
+    are: superseded, or lost with their session.
+    """
+    base = state.started.base_commit
+    wanted = candidate_id(base, [patch.digest for patch in genome])
+    if wanted in (state.baseline, state.incumbent):
+        return False
+    return not any(
+        proposal.proposed.candidate == wanted
+        and proposal.status not in ("superseded", "abandoned")
+        and not _is_transient(state, proposal)
+        for proposal in state.proposals.values()
+    )
+
+
+def _is_transient(state: CampaignState, proposal: ProposalState) -> bool:
+    experiment = state.experiments.get(proposal.experiment or "")
+    return experiment is not None and experiment.is_transient
