@@ -1,0 +1,164 @@
+"""The genetic strategy: what it asks for, and real campaigns with it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from attrs import evolve
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aiopt.campaign import open_campaign
+from aiopt.errors import ConfigError
+from aiopt.replay import CampaignState, fold
+from aiopt.settings import Budget
+from aiopt.stats import proposal_rng
+from aiopt.strategies._population import Individual, best, is_ahead
+from aiopt.strategies.genetic import Genetic
+
+from .test_campaign import QUICK, read, sound
+from .toy import replace_line, write_target
+
+# 100 unless both files say so; what 03 does to a.txt is in the way of 01.
+MAIN = """\
+echo "cost=$(cat cost.txt | sed "s/$(cat a.txt)$(cat b.txt)/60/")"
+echo "size=$(cat size.txt)"
+echo answer=42
+"""
+POOL = {
+    "01-key": replace_line("a.txt", "x", "10"),
+    "02-lock": replace_line("b.txt", "y", "0"),
+    "03-other": replace_line("a.txt", "x", "z"),
+    "04-wrong": replace_line("main.sh", "echo answer=42", "echo answer=41", 3),
+}
+GENETIC = evolve(
+    QUICK,
+    strategy="genetic",
+    strategies={"genetic": {"hunks": 0, "crossover": 0}},
+    budget=Budget(candidates=60),
+)
+
+
+def together(folder: Path) -> Path:
+    """A target whose two patches are worth nothing alone."""
+    target = write_target(folder, POOL)
+    (target / "src" / "main.sh").write_text(MAIN)
+    (target / "src" / "a.txt").write_text("x\n")
+    (target / "src" / "b.txt").write_text("y\n")
+    return target
+
+
+async def search(target: Path, results: Path, settings: Any) -> CampaignState:
+    async with open_campaign(target, results, settings) as campaign:
+        await campaign.run()
+        return campaign.state
+
+
+async def test_greedy_does_not_find_what_pays_only_together(tmp_path: Path) -> None:
+    state = await search(together(tmp_path / "target"), tmp_path / "results", QUICK)
+    assert state.incumbent_genome == ()
+
+
+@pytest.mark.parametrize(
+    ("options", "operators"),
+    [
+        ({"mutation": 1}, {"propose", "add", "drop"}),
+        ({"mutation": 0, "union": 1}, {"propose"}),
+        ({"mutation": 0, "union": 0, "selection": "rank"}, {"propose", "recombine"}),
+        ({"islands": 2, "migration": 0.5}, {"propose"}),
+    ],
+)
+async def test_it_finds_what_pays_only_together(
+    tmp_path: Path, options: dict[str, Any], operators: set[str]
+) -> None:
+    """Whatever the operators; what clashes is rejected once, with both names."""
+    target = together(tmp_path / "target")
+    chosen = {"genetic": {"hunks": 0, "crossover": 0, "rewrite": 0.5, **options}}
+    state = await search(target, tmp_path / "results", evolve(GENETIC, strategies=chosen))
+    assert {patch.name for patch in state.incumbent_genome} >= {"01-key", "02-lock"}
+    assert state.finished == "the strategy asks for nothing more"
+    assert "propose" in state.declined
+    proposals = [p.proposed for p in state.proposals.values()]
+    assert operators <= {p.operator for p in proposals}
+    genomes = [frozenset(patch.name for patch in p.genome) for p in proposals]
+    assert len(set(genomes)) == len(genomes)
+    assert not any("04-wrong" in names for names in genomes[len(POOL) :])
+    clashes = [p.rejected for p in state.proposals.values() if p.rejected is not None]
+    clash = next(c for c in clashes if c.reason == "does_not_apply")
+    assert "03-other does not go together with 01-key: " in clash.detail
+    assert sum("together" in c.detail for c in clashes) == 1
+    assert fold(read(tmp_path / "results")).campaigns[state.stream] == state
+    sound(tmp_path / "results")
+
+
+async def test_some_hunks_of_a_patch(tmp_path: Path) -> None:
+    """A patch of which one hunk is worth much and another breaks a guard."""
+    both = replace_line("cost.txt", "100", "60") + replace_line("size.txt", "10", "90")
+    target = write_target(tmp_path / "target", {"01-both": both, "02-other": POOL["04-wrong"]})
+    settings = evolve(GENETIC, strategies={"genetic": {"hunks": 1.0}})
+    state = await search(target, tmp_path / "results", settings)
+    assert {patch.name for patch in state.incumbent_genome} == {"01-both#0"}
+    sound(tmp_path / "results")
+
+
+async def test_a_budget_of_runs(tmp_path: Path) -> None:
+    target = together(tmp_path / "target")
+    state = await search(target, tmp_path / "results", evolve(QUICK, budget=Budget(runs=10)))
+    assert state.finished == "the budget of 10 runs is spent"
+    assert len(state.proposals) < len(POOL)
+
+
+# ---- who breeds ----
+
+
+def one(number: int, value: float, se: float = 0.01, incumbent: str = "i") -> Individual:
+    return Individual(
+        candidate=f"{number:012x}",
+        genome=(),
+        value=value,
+        se=2 * se,
+        step_se=se,
+        incumbent=incumbent,
+        number=number,
+    )
+
+
+@given(st.lists(st.floats(-1, 1), min_size=1, max_size=6), st.integers(0, 99))
+def test_a_tournament_is_never_won_by_who_is_clearly_behind_all(
+    values: list[float], seed: int
+) -> None:
+    contestants = [one(number, value) for number, value in enumerate(values, 1)]
+    winner = best(contestants, 1.0, np.random.default_rng(seed))
+    others = [c for c in contestants if c is not winner]
+    assert winner in contestants
+    assert not (others and all(is_ahead(other, winner, 1.0) for other in others))
+
+
+def test_a_tie_is_decided_by_the_coin() -> None:
+    """Two that the measurements do not tell apart win about equally often."""
+    pair = [one(1, 0.010), one(2, 0.012)]
+    rng = np.random.default_rng(3)
+    wins = sum(best(pair, 1.0, rng).number == 1 for _ in range(400))
+    assert 140 < wins < 260
+
+
+def test_measured_beside_the_same_incumbent() -> None:
+    """Then the incumbent's own error does not matter."""
+    assert is_ahead(one(1, 0.016), one(2, 0.0), 1.0)
+    assert not is_ahead(one(1, 0.016), one(2, 0.0, incumbent="j"), 1.0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"population": 1}, {"crossover": 1.5}, {"islands": 0}, {"z": -1.0}, {"tournament": 0}],
+)
+def test_parameters_that_make_no_sense(options: dict[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises(ConfigError, match=name):
+        Genetic(**options)
+
+
+def test_asking_depends_on_its_arguments_alone() -> None:
+    assert proposal_rng(3, 4).random() == proposal_rng(3, 4).random()
+    assert proposal_rng(3, 4).random() != proposal_rng(3, 5).random()
