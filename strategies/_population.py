@@ -10,7 +10,7 @@ from aiopt.events import PatchRef
 from aiopt.genome import Genome, ordered, without
 from aiopt.ids import candidate_id
 from aiopt.ranking import DEFAULT_FITNESS, rank
-from aiopt.replay import CampaignState, ProposalState
+from aiopt.replay import CampaignState, ExperimentState, ProposalState
 
 __all__ = [
     "Individual",
@@ -21,9 +21,6 @@ __all__ = [
     "is_ahead",
     "is_new",
 ]
-
-_FEASIBLE = frozenset({"keep", "discard_no_effect", "inconclusive"})
-"""Verdicts of candidates that work and break no guard."""
 
 
 @frozen(kw_only=True)
@@ -64,8 +61,8 @@ def individuals(
     ranking = rank(state, weights=weights or None, fitness=fitness)
     for ranked in sorted(ranking.ranked, key=lambda ranked: ranked.number):
         experiment = state.experiments[ranked.experiment]
-        started, verdict = experiment.started, experiment.verdict
-        if verdict is not None and verdict.kind in _FEASIBLE:
+        started = experiment.started
+        if not _breaks_a_guard(state, experiment):
             found[started.candidate] = Individual(
                 candidate=started.candidate,
                 genome=started.genome,
@@ -76,6 +73,19 @@ def individuals(
                 number=ranked.number,
             )
     return sorted(found.values(), key=lambda one: (-one.value, one.number))
+
+
+def _breaks_a_guard(state: CampaignState, experiment: ExperimentState) -> bool:
+    """A primary may be worse than the incumbent's: that is what the fitness is about."""
+    verdict = experiment.verdict
+    assert verdict is not None
+    if verdict.kind == "discard_regression" and not verdict.effects:
+        return True  # beyond an absolute limit
+    guards = state.params.guard_workloads
+    return any(
+        effect.state == "broken" and (effect.role == "guard" or effect.workload in guards)
+        for effect in verdict.effects
+    )
 
 
 def is_ahead(first: Individual, second: Individual, z: float) -> bool:

@@ -11,25 +11,21 @@ changes only by a confirmed verdict. What a pair of patches is worth together, w
 worth nothing, is found by unions: what changes nothing is tied with the best, and ties breed.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from attrs import field, frozen
 from numpy.random import Generator
 
 from aiopt.errors import ConfigError
-from aiopt.events import Operator, PatchRef
-from aiopt.genome import Genome, ordered, recombined, union, without
 from aiopt.protocols import Selection
 from aiopt.ranking import DEFAULT_FITNESS
 from aiopt.replay import CampaignState
 
-from ._population import Individual, best, compatible, gene_pool, individuals, is_new
+from ._population import Individual, best, individuals
+from ._variation import Variation, proposal
 
 __all__ = ["Genetic"]
-
-_DRAWS = 100
-"""How many children are thrown away because they are known before it is said that there is none."""
 
 
 @frozen(kw_only=True)
@@ -97,64 +93,16 @@ class Genetic:
     def _one(
         self, state: CampaignState, everyone: Sequence[Individual], rng: Generator
     ) -> Selection | None:
-        if "propose" not in state.declined and rng.random() >= self.crossover:
-            return self._proposal(state, everyone, rng)
-        child = self._child(state, everyone, rng)
-        if child is None and "propose" not in state.declined:
-            return self._proposal(state, everyone, rng)
-        return child
+        def parent() -> Individual:
+            return self._parent(state, everyone, rng)
 
-    # -- what the proposer is asked for --
-
-    def _proposal(
-        self, state: CampaignState, everyone: Sequence[Individual], rng: Generator
-    ) -> Selection:
-        parent = self._parent(state, everyone, rng)
-        if parent.genome and "rewrite" not in state.declined and rng.random() < self.rewrite:
-            replaced = parent.genome[rng.integers(len(parent.genome))]
-            return Selection(
-                parents=(parent.candidate,),
-                genome=without(parent.genome, replaced.digest),
-                operator="rewrite",
-                replaces=replaced,
-            )
-        return Selection(parents=(parent.candidate,), genome=parent.genome)
-
-    # -- children of known patches --
-
-    def _child(
-        self, state: CampaignState, everyone: Sequence[Individual], rng: Generator
-    ) -> Selection | None:
-        pool = gene_pool(state)
-        for _ in range(_DRAWS):
-            first = self._parent(state, everyone, rng)
-            made: tuple[Operator, tuple[str, ...], Genome] | None
-            if rng.random() < self.mutation:
-                made = _mutated(first, pool, rng)
-            else:
-                made = self._crossed(first, self._parent(state, everyone, rng), rng)
-            if made is None:
-                continue
-            operator, parents, genome = made
-            genome = compatible(genome, state, rng)
-            parts: Mapping[str, tuple[int, ...]] = {}
-            if rng.random() < self.hunks:
-                genome, parts = _some_hunks(state, genome, rng)
-            if parts or (genome and is_new(genome, state)):
-                return Selection(parents=parents, genome=genome, operator=operator, parts=parts)
-        return None
-
-    def _crossed(
-        self, first: Individual, second: Individual, rng: Generator
-    ) -> tuple[Operator, tuple[str, ...], Genome] | None:
-        if first.candidate == second.candidate:
-            return None
-        parents = (first.candidate, second.candidate)
-        if rng.random() < self.union:
-            return "union", parents, union(first.genome, second.genome)
-        return "recombine", parents, recombined(first.genome, second.genome, rng)
-
-    # -- who breeds --
+        variation = Variation(mutation=self.mutation, union=self.union, hunks=self.hunks)
+        has_more = "propose" not in state.declined
+        if not has_more or rng.random() < self.crossover:
+            child = variation.child(state, parent, rng)
+            if child is not None or not has_more:
+                return child
+        return proposal(state, parent(), self.rewrite, rng)
 
     def _parent(
         self, state: CampaignState, everyone: Sequence[Individual], rng: Generator
@@ -176,50 +124,3 @@ class Genetic:
         size = min(self.tournament, len(breeding))
         drawn = rng.choice(len(breeding), size=size, replace=False)
         return best([breeding[place] for place in drawn], self.z, rng)
-
-
-def _mutated(
-    parent: Individual, pool: Genome, rng: Generator
-) -> tuple[Operator, tuple[str, ...], Genome] | None:
-    """One known patch more, or one less."""
-    others = [patch for patch in pool if patch not in parent.genome]
-    ways: list[tuple[Operator, Callable[[], Genome]]] = []
-    if others:
-        ways.append(("add", lambda: (*parent.genome, _any(others, rng))))
-    if len(parent.genome) > 1:
-        drop = parent.genome
-        ways.append(("drop", lambda: without(drop, _any(drop, rng).digest)))
-    if not ways:
-        return None
-    operator, make = ways[rng.integers(len(ways))]
-    return operator, (parent.candidate,), make()
-
-
-def _any(patches: Sequence[PatchRef], rng: Generator) -> PatchRef:
-    return patches[int(rng.integers(len(patches)))]
-
-
-def _some_hunks(
-    state: CampaignState, genome: Genome, rng: Generator
-) -> tuple[Genome, Mapping[str, tuple[int, ...]]]:
-    """The genome with some hunks of one of its whole patches, each with probability 1/2, but
-    neither all nor none; a part that is known already stands for itself.
-    """
-    several = list(_with_hunks(state, genome))
-    if not several:
-        return genome, {}
-    digest, count = several[int(rng.integers(len(several)))]
-    hunks = tuple(hunk for hunk in range(count) if rng.random() < 0.5)
-    if not 0 < len(hunks) < count:
-        return genome, {}
-    for known in state.patches.values():
-        if (known.origin, known.hunks) == (digest, hunks):
-            return ordered((*without(genome, digest), known.ref), state.patches), {}
-    return genome, {digest: hunks}
-
-
-def _with_hunks(state: CampaignState, genome: Genome) -> Iterator[tuple[str, int]]:
-    for patch in genome:
-        known = state.patches[patch.digest]
-        if known.shape is not None and known.shape.hunks > 1 and not known.origin:
-            yield patch.digest, known.shape.hunks
