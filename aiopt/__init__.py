@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from aiopt.api import load_state, parse, profile, rescore, run
+    from aiopt.api import columns, load_state, parse, profile, rescore, run
     from aiopt.campaign import open_campaign
     from aiopt.errors import (
         AiOptError,
@@ -64,6 +64,7 @@ __all__ = [
     "UnknownEventError",
     "UnknownPluginError",
     "__version__",
+    "columns",
     "load_state",
     "load_target",
     "open_campaign",
@@ -75,6 +76,7 @@ __all__ = [
 
 _HOMES = {
     "Settings": "aiopt.settings",
+    "columns": "aiopt.api",
     "load_state": "aiopt.api",
     "load_target": "aiopt.target",
     "open_campaign": "aiopt.campaign",

@@ -12,11 +12,14 @@ from attrs import evolve, fields, has
 from aiopt import plugins
 from aiopt.benchmark_output import result_of
 from aiopt.campaign import TRY, Observer, open_campaign
+from aiopt.columnar import Columns, Unprojectable
 from aiopt.config import unstructure
-from aiopt.errors import ConfigError, UnknownPluginError
+from aiopt.errors import ConfigError, LogError, UnknownPluginError
 from aiopt.log import Log
 from aiopt.metrics import FORMATS
+from aiopt.projection import Projection
 from aiopt.protocols import Failed, Inconclusive, ProfileResult
+from aiopt.quick_rescore import quick_rescore
 from aiopt.ranking import DEFAULT_FITNESS
 from aiopt.replay import LogState, fold
 from aiopt.rescoring import Rescored
@@ -26,6 +29,7 @@ from aiopt.settings import Settings
 from aiopt.views import EvidenceRow, Summary, evidence_table, summary
 
 __all__ = [
+    "columns",
     "load_state",
     "merged",
     "parse",
@@ -176,6 +180,24 @@ def load_state(log: Path | str) -> LogState:
         return fold(opened.read())
 
 
+def columns(log: Path | str) -> Columns:
+    """The runs of a log as numpy arrays, one value a run, for tables and plots.
+
+    They are kept in `projection/` beside the log, which may be deleted at any time. `columns[name]`
+    is a metric (the median of its samples; NaN where it was not measured), `columns.experiments`
+    has a record for each experiment; `to_pandas()`, `to_polars()` and `to_arrow()` make tables.
+
+    Raises:
+        LogError: there is no log, it is damaged, or no campaign has written it.
+    """
+    try:
+        with Projection.open(log) as opened:
+            return opened.columns
+    except Unprojectable as error:
+        load_state(log)
+        raise LogError(f"{log}: cannot be read by columns: {error}") from error
+
+
 def rescore(
     log: Path | str,
     *,
@@ -196,14 +218,21 @@ def rescore(
         ConfigError: no such campaign, rule, parameter or metric.
         LogError: there is no log, or it is damaged.
     """
+
+    def choose(streams: Sequence[str]) -> str:
+        if not streams:
+            raise ConfigError(str(log), [("", "there is no campaign in this log")])
+        if campaign is not None and campaign not in streams:
+            problem = f"{campaign!r} is not there; there are {', '.join(streams)}"
+            raise ConfigError(str(log), [("campaign", problem)])
+        return streams[-1] if campaign is None else campaign
+
+    if rule is None and not changes and fitness == DEFAULT_FITNESS and not guards:
+        quick = quick_rescore(Path(log), choose=choose, weights=weights)
+        if quick is not None:
+            return quick.whole()
     campaigns = load_state(log).campaigns
-    if not campaigns:
-        raise ConfigError(str(log), [("", "there is no campaign in this log")])
-    stream = next(reversed(campaigns)) if campaign is None else campaign
-    if stream not in campaigns:
-        known = ", ".join(campaigns)
-        raise ConfigError(str(log), [("campaign", f"{stream!r} is not there; there are {known}")])
-    found = campaigns[stream]
+    found = campaigns[choose([*campaigns])]
     params = with_changes(found.params, changes) if changes else None
     return rescore_campaign(
         found, weights=weights, rule=rule, params=params, fitness=fitness, guards=guards

@@ -35,6 +35,7 @@ __all__ = [
     "mad_sd",
     "percent",
     "proposal_rng",
+    "rank_sum_survival",
     "signed_rank_p",
     "signed_rank_survival",
     "smallest_n",
@@ -134,7 +135,7 @@ def signed_rank_survival(n: int) -> Floats:
 
     n convolutions: for each rank r, half of the mass at w moves to w + r. Cached, read-only.
     """
-    return _survival(np.arange(1, n + 1))
+    return rank_sum_survival(np.arange(1, n + 1))
 
 
 def signed_rank_p(d: npt.ArrayLike, theta: float = 0.0) -> float:
@@ -160,7 +161,7 @@ def signed_rank_p(d: npt.ArrayLike, theta: float = 0.0) -> float:
         return 0.5 * math.erfc((won - float(ranks.sum()) / 2) / spread / math.sqrt(2))
     if size.size == ranks.size == x.size:
         return float(signed_rank_survival(x.size)[won // 2])
-    return float(_survival(ranks)[won])
+    return float(rank_sum_survival(ranks)[won])
 
 
 def best_case_p(d: npt.ArrayLike, n: int, theta: float = 0.0) -> float:
@@ -301,7 +302,7 @@ def _critical(n: int, tail: float) -> int:
     return int(np.count_nonzero(signed_rank_survival(n) > tail))
 
 
-def _survival(ranks: npt.NDArray[np.int64]) -> Floats:
+def rank_sum_survival(ranks: npt.NDArray[np.int64]) -> Floats:
     """P(W* >= w) for w = 0 .. sum of the ranks + 1, W* the sum of a fair random subset of them."""
     mass = np.zeros(int(ranks.sum()) + 2)
     mass[0] = 1.0
