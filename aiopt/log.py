@@ -74,6 +74,7 @@ class Log:
         self._clock = clock
         self._lock = threading.Lock()
         self._numbers: dict[str, int] = {}
+        self._new_writer: tuple[int, str, str, str] | None = None
 
     @classmethod
     def open(
@@ -91,22 +92,22 @@ class Log:
         log = cls(path, db, clock)
         if not readonly:
             try:
-                log.writer = log._begin_writer()
+                log.writer = log._find_writer()
                 log._refresh()
             except sqlite3.Error as error:
                 db.close()
                 raise explain(path, error) from error
         return log
 
-    def _begin_writer(self) -> int:
+    def _find_writer(self) -> int:
+        """The writer of this file on this machine. A new one is written down with its first event,
+        so that a log to which nothing is added stays as it is.
+        """
         place = _place(self.path)
-        self._db.execute("BEGIN IMMEDIATE")
         found = self._db.execute("SELECT id FROM writer WHERE place = ?", [place]).fetchone()
         if found is None:
             found = (secrets.randbelow(2**31 - 1) + 1,)
-            row = (*found, _stamp(self._clock()), place, __version__)
-            self._db.execute("INSERT INTO writer VALUES (?, ?, ?, ?)", row)
-        self._db.execute("COMMIT")
+            self._new_writer = (*found, _stamp(self._clock()), place, __version__)
         return int(found[0])
 
     def _refresh(self) -> None:
@@ -177,6 +178,8 @@ class Log:
             con = self._db.conn
             try:
                 con.execute("BEGIN IMMEDIATE")
+                if self._new_writer is not None:
+                    con.execute("INSERT INTO writer VALUES (?, ?, ?, ?)", self._new_writer)
                 con.executemany(INSERT, batch)
                 con.execute("COMMIT")
             except BaseException as error:
@@ -189,6 +192,7 @@ class Log:
                     raise explain(self.path, error) from error
                 raise
             self._seq, self._wseq, self._hash = seq, wseq, previous
+            self._new_writer = None
             for stream in versions:
                 if stream not in known:
                     self._count(stream)

@@ -209,10 +209,29 @@ def test_a_copy_is_another_writer(path: Path, tmp_path: Path) -> None:
     assert verify(copy).ok
 
 
+def test_a_log_to_which_nothing_is_added_stays_as_it_is(path: Path) -> None:
+    """Also a copy, whose writer is another one from its first event on."""
+    with Log.open(path) as log:
+        log.append([("exp-0001~a", GatePassed(gate="test"))])
+    copy = path.with_name("copy.db")
+    shutil.copy(path, copy)
+    before = copy.read_bytes()
+    with Log.open(copy) as log:
+        other = log.writer
+    assert copy.read_bytes() == before
+    with Log.open(copy) as log:
+        assert log.writer != other
+        (recorded,) = log.append([("exp-0001~a", GatePassed(gate="test"))])
+        assert recorded.writer == log.writer
+    with Log.open(copy) as log:
+        assert log.writer == recorded.writer
+
+
 def test_a_renamed_log_is_the_same_writer(path: Path) -> None:
     """Moving a log within its file system changes nothing."""
     with Log.open(path) as log:
         writer = log.writer
+        log.append([("exp-0001~a", GatePassed(gate="test"))])
     with Log.open(path.rename(path.with_name("other.db"))) as log:
         assert log.writer == writer
 
@@ -235,8 +254,8 @@ def test_another_machine_is_another_writer(path: Path, monkeypatch: pytest.Monke
 
 def test_the_place_is_not_told(path: Path) -> None:
     """The log tells neither the machine's id nor its name."""
-    with Log.open(path):
-        pass
+    with Log.open(path) as log:
+        log.append(gates("a"))
     with closing(raw(path)) as con:
         ((_, began_at, place, version),) = con.execute("SELECT * FROM writer")
     assert len(place) == 32

@@ -1,6 +1,6 @@
 """From what a user types to a target's folder, a log, a campaign or an experiment."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -160,12 +160,20 @@ def find_campaign(state: LogState, text: str | None, log: Path) -> CampaignState
     Raises:
         click.UsageError: there is none.
     """
+    return state.campaigns[choose_campaign([*state.campaigns], text, log)]
+
+
+def choose_campaign(streams: Sequence[str], text: str | None, log: Path) -> str:
+    """The campaign's stream that is meant, or the latest.
+
+    Raises:
+        click.UsageError: there is none.
+    """
     if text is not None:
-        return state.campaigns[find_stream(text, state.campaigns, "campaign")]
-    campaign = latest(state)
-    if campaign is None:
+        return find_stream(text, streams, "campaign")
+    if not streams:
         raise click.UsageError(f"there is no campaign in {log} yet; `aiopt run` begins one")
-    return campaign
+    return streams[-1]
 
 
 def latest(state: LogState) -> CampaignState | None:

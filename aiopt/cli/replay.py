@@ -1,6 +1,7 @@
 """`aiopt replay`: the same measurements under other weights or another rule."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ import orjson
 
 from aiopt.api import with_changes
 from aiopt.cli._options import Places, as_json, numbers, results, set_option
-from aiopt.cli._places import find_campaign, find_log, read_state
+from aiopt.cli._places import choose_campaign, find_campaign, find_log, read_state
 from aiopt.cli._report import rules_lines
 from aiopt.cli._text import print_json, short, table
 from aiopt.cli._work import check_changes
+from aiopt.quick_rescore import quick_rescore
 from aiopt.ranking import DEFAULT_FITNESS, FITNESSES, Ranked
 from aiopt.replay import CampaignState
 from aiopt.rescoring import Decision, Rescored, rescore
@@ -51,6 +53,13 @@ _OF_MEASURING = ("void.", "warmup", "audit_", "ablation_")
     metavar="A=0.05",
     help="Do not rank what has more of a profiler's scalar than its incumbent, by this share.",
 )
+@click.option(
+    "--top",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    help="Lines of each kind that are printed.",
+)
 @set_option
 @as_json
 def replay(
@@ -61,6 +70,7 @@ def replay(
     rule: str | None,
     fitness: str,
     guards: Mapping[str, float] | None,
+    top: int,
     as_json: bool,
     **options: Mapping[str, bool | int | float],
 ) -> None:
@@ -81,11 +91,20 @@ def replay(
     """
     changes = options["set"]
     path = find_log(log, results)
-    chosen = find_campaign(read_state(path), campaign, path)
     if rule not in (None, _ALL, *RULES):
         raise click.UsageError(f"no rule {rule!r}; there are {', '.join(RULES)}, and {_ALL}")
     if weights is not None:
         weights = {name: float(weight) for name, weight in weights.items()}
+    if rule is None and not changes and fitness == DEFAULT_FITNESS and not guards:
+        quick = quick_rescore(
+            path,
+            choose=lambda streams: choose_campaign(streams, campaign, path),
+            weights=weights,
+        )
+        if quick is not None:
+            _show(quick.whole(), changes, path, top, as_json)
+            return
+    chosen = find_campaign(read_state(path), campaign, path)
     check_changes(changes, None if rule == _ALL else rule or chosen.started.rule)
     params = with_changes(chosen.params, changes) if changes else None
     if rule == _ALL:
@@ -94,10 +113,20 @@ def replay(
     result = rescore(
         chosen, weights=weights, rule=rule, params=params, fitness=fitness, guards=guards
     )
+    _show(result, changes, path, top, as_json)
+
+
+def _show(
+    result: Rescored,
+    changes: Mapping[str, bool | int | float],
+    log: Path,
+    top: int,
+    as_json: bool,
+) -> None:
     if as_json:
-        click.echo(orjson.dumps(_json(result, path), option=orjson.OPT_SORT_KEYS).decode())
+        click.echo(orjson.dumps(_json(result, log), option=orjson.OPT_SORT_KEYS).decode())
         return
-    for line in _lines(result, chosen, changes):
+    for line in _lines(result, changes, top):
         click.echo(line)
 
 
@@ -123,9 +152,7 @@ def _json(result: Rescored, log: Path) -> dict[str, Any]:
     return {**found, "log": str(log)}
 
 
-def _lines(
-    result: Rescored, campaign: CampaignState, changes: Mapping[str, bool | int | float]
-) -> Iterator[str]:
+def _lines(result: Rescored, changes: Mapping[str, bool | int | float], top: int) -> Iterator[str]:
     weights = ", ".join(f"{name} {weight:g}" for name, weight in result.weights.items())
     yield f"{short(result.campaign)}, rule {result.rule}, weights: {weights}"
     if result.post_hoc:
@@ -138,27 +165,32 @@ def _lines(
         yield f"{', '.join(idle)}: says what is measured, so no decision is changed by it"
     yield ""
     if result.ranking:
-        yield from _ranking(result)
+        yield from _ranking(result, top)
     else:
         yield "no candidate can be ranked"
-    for experiment, reason in result.unranked:
-        yield f"not ranked: {short(experiment)}: {reason}"
+    not_ranked = (f"not ranked: {short(name)}: {reason}" for name, reason in result.unranked)
+    yield from _first(not_ranked, len(result.unranked), top)
     yield ""
     if not result.decisions:
         yield "no decision was made yet"
         return
     flips = result.flips
     yield f"decisions: {len(result.decisions)}, flipped: {len(flips)}"
-    for decision in result.decisions:
-        if decision.flipped:
-            yield f"  {_flip(decision)}"
+    yield from _first((f"  {_flip(decision)}" for decision in flips), len(flips), top)
     if result.parts_at is not None:
         yield f"the histories part at event {result.parts_at}"
         yield "what was proposed and measured after it is the logged history's, not the other's"
-    yield from _unknown(result)
+    yield from _unknown(result, top)
 
 
-def _ranking(result: Rescored) -> Iterator[str]:
+def _first(lines: Iterable[str], count: int, top: int) -> Iterator[str]:
+    """So many of them, and how many more there are."""
+    yield from islice(lines, top)
+    if count > top:
+        yield f"… and {count - top:,} more; --top {count} shows all, --json has them"
+
+
+def _ranking(result: Rescored, top: int) -> Iterator[str]:
     rows = [
         (
             str(place),
@@ -171,7 +203,7 @@ def _ranking(result: Rescored) -> Iterator[str]:
             str(ranked.step.pairs),
             f"without {', '.join(ranked.step.missing)}" if ranked.step.missing else "",
         )
-        for place, ranked in enumerate(result.ranking, 1)
+        for place, ranked in enumerate(result.ranking[:top], 1)
     ]
     by = "at least" if result.fitness == DEFAULT_FITNESS else result.fitness
     head = (
@@ -186,6 +218,7 @@ def _ranking(result: Rescored) -> Iterator[str]:
         "",
     )
     yield table(head, rows, right=[0, 3, 4, 5, 7])
+    yield from _first((), len(result.ranking), top)
     missing = sorted({name for r in result.ranking if r.seed for name in r.seed.missing})
     if missing:
         yield f"without {', '.join(missing)}: not measured of every candidate and of the baseline"
@@ -215,18 +248,20 @@ def _flip(decision: Decision) -> str:
     return text
 
 
-def _unknown(result: Rescored) -> Iterator[str]:
+def _unknown(result: Rescored, top: int) -> Iterator[str]:
     """What the log cannot tell."""
-    for decision in result.decisions:
-        if decision.needs_more and not decision.flipped:
-            yield (
-                f"not known: {short(decision.experiment)} {decision.patch} would have needed up "
-                f"to {decision.needs_more} more pairs"
-            )
-    premises = [d for d in result.decisions if not d.same_premise]
+    open_ = [d for d in result.decisions if d.needs_more and not d.flipped]
+    lines = (
+        f"not known: {short(decision.experiment)} {decision.patch} would have needed up "
+        f"to {decision.needs_more} more pairs"
+        for decision in open_
+    )
+    yield from _first(lines, len(open_), top)
+    premises = [decision for decision in result.decisions if not decision.same_premise]
     if premises:
-        names = ", ".join(short(decision.experiment) for decision in premises)
+        names = ", ".join(short(decision.experiment) for decision in premises[:top])
+        more = f" and {len(premises) - top:,} more" if len(premises) > top else ""
         yield (
-            f"not known: {names} would have been measured against another incumbent, so their "
-            "effects on it were not measured"
+            f"not known: {names}{more} would have been measured against another incumbent, so "
+            "their effects on it were not measured"
         )
