@@ -303,14 +303,20 @@ class BatchRescored:
 
     def whole(self) -> Rescored:
         """All of it."""
+        return self.part(self.order.tolist(), self.unmeasured.tolist(), range(len(self)))
+
+    def part(
+        self, ranked: Sequence[int], unranked: Sequence[int], decided: Sequence[int]
+    ) -> Rescored:
+        """Of these rows: those in `order`, those in `unmeasured`, and any."""
         return Rescored(
             campaign=self.campaign,
             rule=self.rule,
             fitness=DEFAULT_FITNESS,
             weights=self.weights,
-            ranking=self.ranked(self.order.tolist()),
-            unranked=self.reasons(self.unmeasured.tolist()),
-            decisions=self.decided(range(len(self))),
+            ranking=self.ranked(ranked),
+            unranked=self.reasons(unranked),
+            decisions=self.decided(decided),
             post_hoc=self.post_hoc,
             parts_at=self.parts_at,
         )

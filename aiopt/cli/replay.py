@@ -7,8 +7,10 @@ from typing import Any
 
 import click
 import orjson
+from attrs import frozen
 
 from aiopt.api import with_changes
+from aiopt.batch_rescoring import BatchRescored
 from aiopt.cli._options import Places, as_json, numbers, results, set_option
 from aiopt.cli._places import choose_campaign, find_campaign, find_log, read_state
 from aiopt.cli._report import rules_lines
@@ -102,7 +104,8 @@ def replay(
             weights=weights,
         )
         if quick is not None:
-            _show(quick.whole(), changes, path, top, as_json)
+            shown = _Shown.of(quick.whole()) if as_json else _first_of(quick, top)
+            _show(shown, changes, path, top, as_json)
             return
     chosen = find_campaign(read_state(path), campaign, path)
     check_changes(changes, None if rule == _ALL else rule or chosen.started.rule)
@@ -113,20 +116,64 @@ def replay(
     result = rescore(
         chosen, weights=weights, rule=rule, params=params, fitness=fitness, guards=guards
     )
-    _show(result, changes, path, top, as_json)
+    _show(_Shown.of(result), changes, path, top, as_json)
+
+
+@frozen(kw_only=True)
+class _Shown:
+    """What is printed of a result, and how much there is of each kind."""
+
+    result: Rescored
+    """All of it, or of a long log at least all flips and the first ones of every kind."""
+    ranked: int
+    unranked: int
+    decisions: int
+    open: int
+    """Decisions of which it is not known what they would be."""
+    strangers: int
+    """Candidates that would have been measured against another incumbent."""
+
+    @classmethod
+    def of(cls, result: Rescored) -> "_Shown":
+        return cls(
+            result=result,
+            ranked=len(result.ranking),
+            unranked=len(result.unranked),
+            decisions=len(result.decisions),
+            open=sum(_is_open(decision) for decision in result.decisions),
+            strangers=sum(not decision.same_premise for decision in result.decisions),
+        )
+
+
+def _first_of(quick: BatchRescored, top: int) -> _Shown:
+    rows = {*quick.flips.tolist(), *quick.open[:top].tolist(), *quick.strangers[:top].tolist()}
+    return _Shown(
+        result=quick.part(
+            quick.order[:top].tolist(), quick.unmeasured[:top].tolist(), sorted(rows)
+        ),
+        ranked=int(quick.order.size),
+        unranked=int(quick.unmeasured.size),
+        decisions=len(quick),
+        open=int(quick.open.size),
+        strangers=int(quick.strangers.size),
+    )
+
+
+def _is_open(decision: Decision) -> bool:
+    return bool(decision.needs_more) and not decision.flipped
 
 
 def _show(
-    result: Rescored,
+    shown: _Shown,
     changes: Mapping[str, bool | int | float],
     log: Path,
     top: int,
     as_json: bool,
 ) -> None:
     if as_json:
-        click.echo(orjson.dumps(_json(result, log), option=orjson.OPT_SORT_KEYS).decode())
+        click.echo(orjson.dumps(_json(shown.result, log), option=orjson.OPT_SORT_KEYS).decode())
         return
-    for line in _lines(result, changes, top):
+    for line in _lines(shown, changes, top):
         click.echo(line)
 
 
@@ -152,7 +199,8 @@ def _json(result: Rescored, log: Path) -> dict[str, Any]:
     return {**found, "log": str(log)}
 
 
-def _lines(result: Rescored, changes: Mapping[str, bool | int | float], top: int) -> Iterator[str]:
+def _lines(shown: _Shown, changes: Mapping[str, bool | int | float], top: int) -> Iterator[str]:
+    result = shown.result
     weights = ", ".join(f"{name} {weight:g}" for name, weight in result.weights.items())
     yield f"{short(result.campaign)}, rule {result.rule}, weights: {weights}"
     if result.post_hoc:
@@ -165,22 +213,22 @@ def _lines(result: Rescored, changes: Mapping[str, bool | int | float], top: int
         yield f"{', '.join(idle)}: says what is measured, so no decision is changed by it"
     yield ""
     if result.ranking:
-        yield from _ranking(result, top)
+        yield from _ranking(result, shown.ranked, top)
     else:
         yield "no candidate can be ranked"
     not_ranked = (f"not ranked: {short(name)}: {reason}" for name, reason in result.unranked)
-    yield from _first(not_ranked, len(result.unranked), top)
+    yield from _first(not_ranked, shown.unranked, top)
     yield ""
-    if not result.decisions:
+    if not shown.decisions:
         yield "no decision was made yet"
         return
     flips = result.flips
-    yield f"decisions: {len(result.decisions)}, flipped: {len(flips)}"
+    yield f"decisions: {shown.decisions}, flipped: {len(flips)}"
     yield from _first((f"  {_flip(decision)}" for decision in flips), len(flips), top)
     if result.parts_at is not None:
         yield f"the histories part at event {result.parts_at}"
         yield "what was proposed and measured after it is the logged history's, not the other's"
-    yield from _unknown(result, top)
+    yield from _unknown(shown, top)
 
 
 def _first(lines: Iterable[str], count: int, top: int) -> Iterator[str]:
@@ -190,7 +238,7 @@ def _first(lines: Iterable[str], count: int, top: int) -> Iterator[str]:
         yield f"… and {count - top:,} more; --top {count} shows all, --json has them"
 
 
-def _ranking(result: Rescored, top: int) -> Iterator[str]:
+def _ranking(result: Rescored, count: int, top: int) -> Iterator[str]:
     rows = [
         (
             str(place),
@@ -218,7 +266,7 @@ def _ranking(result: Rescored, top: int) -> Iterator[str]:
         "",
     )
     yield table(head, rows, right=[0, 3, 4, 5, 7])
-    yield from _first((), len(result.ranking), top)
+    yield from _first((), count, top)
     missing = sorted({name for r in result.ranking if r.seed for name in r.seed.missing})
     if missing:
         yield f"without {', '.join(missing)}: not measured of every candidate and of the baseline"
@@ -248,19 +296,20 @@ def _flip(decision: Decision) -> str:
     return text
 
 
-def _unknown(result: Rescored, top: int) -> Iterator[str]:
+def _unknown(shown: _Shown, top: int) -> Iterator[str]:
     """What the log cannot tell."""
-    open_ = [d for d in result.decisions if d.needs_more and not d.flipped]
+    decisions = shown.result.decisions
     lines = (
         f"not known: {short(decision.experiment)} {decision.patch} would have needed up "
         f"to {decision.needs_more} more pairs"
-        for decision in open_
+        for decision in decisions
+        if _is_open(decision)
     )
-    yield from _first(lines, len(open_), top)
-    premises = [decision for decision in result.decisions if not decision.same_premise]
-    if premises:
-        names = ", ".join(short(decision.experiment) for decision in premises[:top])
-        more = f" and {len(premises) - top:,} more" if len(premises) > top else ""
+    yield from _first(lines, shown.open, top)
+    strangers = [short(d.experiment) for d in decisions if not d.same_premise]
+    if strangers:
+        names = ", ".join(strangers[:top])
+        more = f" and {shown.strangers - top:,} more" if shown.strangers > top else ""
         yield (
             f"not known: {names}{more} would have been measured against another incumbent, so "
             "their effects on it were not measured"
