@@ -18,7 +18,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import orjson
 from attrs import asdict
 
-from . import appending, experiments, parsing, replaying, trials
+from . import appending, archives, experiments, parsing, replaying, trials
 from .measuring import Line, WrongWork
 from .places import Places, places
 
@@ -46,15 +46,28 @@ ROWS: Mapping[str, Row] = {
     "parse": parsing.profiles,
     "5a": _not_built("5a", "re-score 1e6 x 10", "gemv in memory", 2.5, False),
     "5b": _not_built("5b", "re-score 1e6 x 10", "orjson + sum", 200, True),
-    "6a": _not_built("6a", "MAP-Elites refold", "ribs GridArchive", 3, True),
-    "6b": _not_built("6b", "MAP-Elites step", "OpenEvolve add", 500, True),
+    "6a": archives.against_ribs,
+    "6b": archives.against_openevolve,
     "7": experiments.experiment,
     "8": experiments.command_line,
     "9": _kill_suite,
 }
 _ON_TMPFS = {"1", "2", "3", "4"}
 _BYTES_NEEDED = {True: 64 << 20, False: 1500 << 20}
-_NAMED = ("attrs", "cattrs", "orjson", "sqlite-utils", "anyio", "click", "optuna", "eventsourcing")
+_NAMED = (
+    "attrs",
+    "cattrs",
+    "orjson",
+    "sqlite-utils",
+    "anyio",
+    "click",
+    "numpy",
+    "optuna",
+    "eventsourcing",
+    "ribs",
+    "numba",
+    "openevolve",
+)
 
 
 def measure(rows: Sequence[str], where: Places, quick: bool) -> Iterator[Line]:
