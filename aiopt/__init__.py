@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from aiopt.api import columns, load_state, parse, profile, rescore, run
+    from aiopt.api import columns, load_state, parse, profile, rechoose, rescore, run
     from aiopt.campaign import open_campaign
     from aiopt.errors import (
         AiOptError,
@@ -70,6 +70,7 @@ __all__ = [
     "open_campaign",
     "parse",
     "profile",
+    "rechoose",
     "rescore",
     "run",
 ]
@@ -82,6 +83,7 @@ _HOMES = {
     "open_campaign": "aiopt.campaign",
     "parse": "aiopt.api",
     "profile": "aiopt.api",
+    "rechoose": "aiopt.api",
     "rescore": "aiopt.api",
     "run": "aiopt.api",
 }

@@ -11,21 +11,24 @@ from attrs import evolve, fields, has
 
 from aiopt import plugins
 from aiopt.benchmark_output import result_of
-from aiopt.campaign import TRY, Observer, open_campaign
+from aiopt.campaign import Observer, open_campaign
 from aiopt.columnar import Columns, Unprojectable
-from aiopt.config import unstructure
+from aiopt.config import structure, unstructure
 from aiopt.errors import ConfigError, LogError, UnknownPluginError
+from aiopt.events import CampaignStarted
 from aiopt.log import Log
 from aiopt.metrics import FORMATS
 from aiopt.projection import Projection
 from aiopt.protocols import Failed, Inconclusive, ProfileResult
 from aiopt.quick_rescore import quick_rescore
 from aiopt.ranking import DEFAULT_FITNESS
+from aiopt.rechoosing import Rechosen
+from aiopt.rechoosing import rechoose as rechoose_campaign
 from aiopt.replay import LogState, fold
 from aiopt.rescoring import Rescored
 from aiopt.rescoring import rescore as rescore_campaign
 from aiopt.rules import RuleParams, params_from
-from aiopt.settings import Settings
+from aiopt.settings import TRY, Settings
 from aiopt.views import EvidenceRow, Summary, evidence_table, summary
 
 __all__ = [
@@ -34,6 +37,7 @@ __all__ = [
     "merged",
     "parse",
     "profile",
+    "rechoose",
     "rescore",
     "rule_parameters",
     "run",
@@ -220,12 +224,7 @@ def rescore(
     """
 
     def choose(streams: Sequence[str]) -> str:
-        if not streams:
-            raise ConfigError(str(log), [("", "there is no campaign in this log")])
-        if campaign is not None and campaign not in streams:
-            problem = f"{campaign!r} is not there; there are {', '.join(streams)}"
-            raise ConfigError(str(log), [("campaign", problem)])
-        return streams[-1] if campaign is None else campaign
+        return _chosen(log, streams, campaign)
 
     if rule is None and not changes and fitness == DEFAULT_FITNESS and not guards:
         quick = quick_rescore(Path(log), choose=choose, weights=weights)
@@ -237,6 +236,68 @@ def rescore(
     return rescore_campaign(
         found, weights=weights, rule=rule, params=params, fitness=fitness, guards=guards
     )
+
+
+def rechoose(
+    log: Path | str,
+    *,
+    campaign: str | None = None,
+    strategy: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    edges: Mapping[str, Sequence[float]] | None = None,
+    weights: Mapping[str, float] | None = None,
+    seed: int | None = None,
+) -> Rechosen:
+    """What another strategy, seed or other parameters would have built on; see `aiopt.rechoosing`.
+
+    `campaign` is a stream; without it, the latest one. `options` are the strategy's, as in
+    `aiopt.toml`; what is not among them stays as it was, if the campaign's own strategy is meant.
+    `edges` are MAP-Elites' measures with the edges of their bins, `weights` those of a strategy
+    that has any.
+
+    Raises:
+        ConfigError: no such campaign or option; or no strategy chose in it, since its patches were
+        handed in.
+        UnknownPluginError: no such strategy.
+        LogError: there is no log, or it is damaged.
+    """
+    with Log.open(log, readonly=True) as opened:
+        started = {
+            recorded.stream: recorded.event
+            for recorded in opened.read()
+            if isinstance(recorded.event, CampaignStarted)
+        }
+        stream = _chosen(log, [*started], campaign)
+        settings = structure(started[stream].config, Settings, "the log")
+        if settings.proposer == TRY:
+            problem = "its patches were handed in one at a time, so no strategy chose anything"
+            raise ConfigError(str(log), [(stream, problem)])
+        own = settings.strategies.get(settings.strategy, {})
+        name = strategy or settings.strategy
+        changed = {**(own if name == settings.strategy else {}), **(options or {})}
+        if edges:
+            changed["measures"] = [{"name": n, "edges": [*e]} for n, e in edges.items()]
+        wanted = plugins.load("strategies", name, changed).plugin
+        if weights and hasattr(wanted, "weights"):
+            wanted = evolve(wanted, weights=dict(weights))
+        return rechoose_campaign(
+            opened.read(),
+            stream,
+            wanted,
+            name=name,
+            logged=plugins.load("strategies", settings.strategy, own).plugin,
+            seed=seed,
+        )
+
+
+def _chosen(log: Path | str, streams: Sequence[str], campaign: str | None) -> str:
+    """The campaign that is meant, or the latest."""
+    if not streams:
+        raise ConfigError(str(log), [("", "there is no campaign in this log")])
+    if campaign is not None and campaign not in streams:
+        problem = f"{campaign!r} is not there; there are {', '.join(streams)}"
+        raise ConfigError(str(log), [("campaign", problem)])
+    return streams[-1] if campaign is None else campaign
 
 
 # ---- parameters of a rule by their names ----

@@ -309,8 +309,8 @@ def curiosity(offspring: Iterable[tuple[Item, bool]]) -> dict[Item, float]:
 class CellChange(Generic[Item]):
     """A cell whose elite is another one, or that had none, or has none any more."""
 
-    bins: tuple[int, ...]
-    """Where it is, as of `Grid.bins_at`."""
+    cell: int
+    """Where it is, in the grid of the archive after."""
     before: Elite[Item] | None
     after: Elite[Item] | None
 
@@ -349,7 +349,7 @@ def difference(before: Archive[Item], after: Archive[Item]) -> Difference[Item]:
     for cell in sorted(old.keys() | after.by_cell.keys()):
         was, is_now = old.get(cell), after.by_cell.get(cell)
         if was is None or is_now is None or was.item != is_now.item:
-            changes.append(CellChange(after.grid.bins_at(cell), was, is_now))
+            changes.append(CellChange(cell, was, is_now))
     items = {elite.item for elite in before.elites}, {elite.item for elite in after.elites}
     return Difference(
         cells=tuple(changes),

@@ -54,17 +54,14 @@ from aiopt.protocols import (
     Strategy,
 )
 from aiopt.replay import CampaignState, ExperimentState, ProposalState, fold
-from aiopt.settings import Settings, rule_params
+from aiopt.settings import TRY, Settings, rule_params
 from aiopt.stats import proposal_rng
 from aiopt.target import Target, load_target, spec_of
 from aiopt.verdict import RULES, params_for
 from aiopt.views import evidence_digest, evidence_table, profiles_of
 from aiopt.workbench import Workbench
 
-__all__ = ["TRY", "BaselineFailed", "Campaign", "Observer", "Unfit", "open_campaign"]
-
-TRY = "try"
-"""The proposer's name in campaigns whose patches come from `Campaign.judge`, one at a time."""
+__all__ = ["BaselineFailed", "Campaign", "Observer", "Unfit", "open_campaign"]
 
 
 @frozen(kw_only=True)

@@ -15,7 +15,11 @@ from aiopt.config import structure
 from aiopt.errors import ConfigError
 from aiopt.target import Target
 
-__all__ = ["Budget", "Environment", "Settings", "load_settings", "rule_params"]
+__all__ = ["TRY", "Budget", "Environment", "Settings", "load_settings", "rule_params"]
+
+TRY = "try"
+"""The proposer's name in campaigns whose patches are handed in one at a time; no strategy is asked.
+"""
 
 
 @frozen(kw_only=True)

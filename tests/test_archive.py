@@ -383,12 +383,12 @@ def test_other_objectives_change_elites() -> None:
     after = added(list(zip([5.0, 2.0, 3.0, 1.0], measures, strict=True)))
     found = difference(before, after)
     first, second = found.cells
-    assert (first.bins, first.before, first.after) == ((0, 0), before.by_cell[0], after.by_cell[0])
+    assert (first.cell, first.before, first.after) == (0, before.by_cell[0], after.by_cell[0])
     assert first.before is not None
-    assert (first.before.item, second.before, second.bins) == (1, None, (2, 1))
+    assert (first.before.item, second.before, second.cell) == (1, None, 5)
     assert (found.entered, found.left) == ((0, 3), (1,))
     back = difference(after, before)
-    assert back.cells[1] == CellChange((2, 1), after.by_cell[5], None)
+    assert back.cells[1] == CellChange(5, after.by_cell[5], None)
     assert (back.entered, back.left) == ((1,), (0, 3))
 
 
@@ -410,7 +410,7 @@ def test_other_edges_change_cells() -> None:
     fine = added(rows, Grid([Axis("p99", (0, 2, 2.6, 4)), Axis("rss", (1, 7))]))
     found = difference(before, fine)
     (change,) = found.cells
-    assert (change.bins, change.before) == ((2, 0), None)
+    assert (change.cell, change.before) == (2, None)
     assert change.after is not None
     assert (change.after.item, found.entered, found.left) == (3, (3,), (0,))
 

@@ -7,7 +7,7 @@ import click
 from attrs import evolve, frozen
 
 from aiopt.blobs import BlobStore, blobs_beside
-from aiopt.campaign import TRY, Campaign
+from aiopt.campaign import Campaign
 from aiopt.cli._options import Places, as_json, results, settings_options
 from aiopt.cli._places import find_target, log_of, read_state
 from aiopt.cli._report import effect_lines, mechanism_lines
@@ -17,6 +17,7 @@ from aiopt.errors import AiOptError
 from aiopt.events import Claim, GateFailed, MechanismChecked
 from aiopt.protocols import Patch
 from aiopt.replay import CampaignState, LogState, ProposalState
+from aiopt.settings import TRY
 from aiopt.views import (
     CandidateRow,
     EffectView,

@@ -7,7 +7,7 @@ import click
 import orjson
 
 from aiopt.blobs import BlobStore, blobs_beside
-from aiopt.campaign import TRY, Campaign
+from aiopt.campaign import Campaign
 from aiopt.cli._options import Places, as_json, results
 from aiopt.cli._places import find_target, log_of, read_state
 from aiopt.cli._text import print_json, short
@@ -15,6 +15,7 @@ from aiopt.cli._work import check_lease, in_campaign, settings_from
 from aiopt.errors import AiOptError, PrerequisiteError
 from aiopt.flame import flame_graph, speedscope
 from aiopt.replay import CampaignState, LogState
+from aiopt.settings import TRY
 from aiopt.views import EvidenceRow, baseline_failed, evidence_lines, evidence_table
 
 __all__ = ["profile"]

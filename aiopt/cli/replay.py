@@ -1,6 +1,6 @@
 """`aiopt replay`: the same measurements under other weights or another rule."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,10 @@ import click
 import orjson
 from attrs import frozen
 
-from aiopt.api import with_changes
+from aiopt import plugins
+from aiopt.api import rechoose, with_changes
 from aiopt.batch_rescoring import BatchRescored
+from aiopt.cli._choices import choice_lines, edges_of, toml_values
 from aiopt.cli._options import Places, as_json, numbers, results, set_option
 from aiopt.cli._places import choose_campaign, find_campaign, find_log, read_state
 from aiopt.cli._report import rules_lines
@@ -18,9 +20,11 @@ from aiopt.cli._text import print_json, short, table
 from aiopt.cli._work import check_changes
 from aiopt.quick_rescore import quick_rescore
 from aiopt.ranking import DEFAULT_FITNESS, FITNESSES, Ranked
+from aiopt.rechoosing import Rechosen
 from aiopt.replay import CampaignState
 from aiopt.rescoring import Decision, Rescored, rescore
 from aiopt.rules import RuleParams
+from aiopt.settings import TRY
 from aiopt.stats import percent
 from aiopt.verdict import RULES
 from aiopt.views import compare_rules, to_json
@@ -55,6 +59,23 @@ _OF_MEASURING = ("void.", "warmup", "audit_", "ablation_")
     metavar="A=0.05",
     help="Do not rank what has more of a profiler's scalar than its incumbent, by this share.",
 )
+@click.option("--strategy", metavar="NAME", help="Another strategy: what it would have built on.")
+@click.option("--seed", type=click.IntRange(min=0), help="Another seed of the strategy.")
+@click.option(
+    "--option",
+    "strategy_options",
+    multiple=True,
+    callback=toml_values,
+    metavar="NAME=VALUE",
+    help="Of the strategy, as in aiopt.toml.",
+)
+@click.option(
+    "--edges",
+    multiple=True,
+    callback=edges_of,
+    metavar="MEASURE=E,E,…",
+    help="Measures of map-elites with the edges of their bins.",
+)
 @click.option(
     "--top",
     type=click.IntRange(min=1),
@@ -72,6 +93,10 @@ def replay(
     rule: str | None,
     fitness: str,
     guards: Mapping[str, float] | None,
+    strategy: str | None,
+    seed: int | None,
+    strategy_options: Mapping[str, Any],
+    edges: Mapping[str, Sequence[float]],
     top: int,
     as_json: bool,
     **options: Mapping[str, bool | int | float],
@@ -82,6 +107,10 @@ def replay(
     other candidates, is said and not guessed. A rule or parameters that were chosen after the
     outcomes were seen are marked as post hoc: no error level holds for them.
 
+    With --strategy, --seed, --option or --edges, and with --weights if the campaign's strategy has
+    some, a strategy is asked again at every proposal: choices, parents and elites that would be
+    others are listed. (A log of more than 8 MiB under --weights alone: only with --strategy.)
+
     \b
     Examples:
       aiopt replay pyserver --weights p99_ms=0.6,peak_rss_mb=0.4
@@ -89,6 +118,8 @@ def replay(
       aiopt replay pyserver --fitness seed-causal
       aiopt replay pyserver --weights 'cpu_seconds=1,callgrind:instructions=0.5'
       aiopt replay pyserver --guards 'offcpu:off_cpu_ms[L]=0.1'
+      aiopt replay pyserver --strategy map-elites --edges peak_rss_mb=0.5,0.7,0.9,1.1
+      aiopt replay pyserver --strategy genetic --option population=6 --seed 3
       aiopt replay results/pyserver/events.db --set mei=0.05 --json
     """
     changes = options["set"]
@@ -97,7 +128,10 @@ def replay(
         raise click.UsageError(f"no rule {rule!r}; there are {', '.join(RULES)}, and {_ALL}")
     if weights is not None:
         weights = {name: float(weight) for name, weight in weights.items()}
-    if rule is None and not changes and fitness == DEFAULT_FITNESS and not guards:
+    choosing = bool(strategy or seed is not None or strategy_options or edges)
+    if choosing and rule == _ALL:
+        raise click.UsageError("--rule all compares rules: without a strategy's options")
+    if rule is None and not (changes or guards or choosing) and fitness == DEFAULT_FITNESS:
         quick = quick_rescore(
             path,
             choose=lambda streams: choose_campaign(streams, campaign, path),
@@ -105,7 +139,7 @@ def replay(
         )
         if quick is not None:
             shown = _Shown.of(quick.whole()) if as_json else _first_of(quick, top)
-            _show(shown, changes, path, top, as_json)
+            _show(shown, None, changes, path, top, as_json)
             return
     chosen = find_campaign(read_state(path), campaign, path)
     check_changes(changes, None if rule == _ALL else rule or chosen.started.rule)
@@ -116,7 +150,26 @@ def replay(
     result = rescore(
         chosen, weights=weights, rule=rule, params=params, fitness=fitness, guards=guards
     )
-    _show(_Shown.of(result), changes, path, top, as_json)
+    rechosen = None
+    if choosing or (weights and _has_weights(chosen)):
+        rechosen = rechoose(
+            path,
+            campaign=chosen.stream,
+            strategy=strategy,
+            options=strategy_options,
+            edges=edges,
+            weights=weights,
+            seed=seed,
+        )
+    _show(_Shown.of(result), rechosen, changes, path, top, as_json)
+
+
+def _has_weights(campaign: CampaignState) -> bool:
+    """Whether its strategy would choose otherwise under other weights."""
+    config = campaign.started.config
+    if config.get("proposer") == TRY:
+        return False
+    return hasattr(plugins.load("strategies", str(config["strategy"])).plugin, "weights")
 
 
 @frozen(kw_only=True)
@@ -165,16 +218,22 @@ def _is_open(decision: Decision) -> bool:
 
 def _show(
     shown: _Shown,
+    rechosen: Rechosen | None,
     changes: Mapping[str, bool | int | float],
     log: Path,
     top: int,
     as_json: bool,
 ) -> None:
     if as_json:
-        click.echo(orjson.dumps(_json(shown.result, log), option=orjson.OPT_SORT_KEYS).decode())
+        found = {**_json(shown.result, log), "rechosen": to_json(rechosen)}
+        click.echo(orjson.dumps(found, option=orjson.OPT_SORT_KEYS).decode())
         return
     for line in _lines(shown, changes, top):
         click.echo(line)
+    if rechosen is not None:
+        click.echo("")
+        for line in choice_lines(rechosen, top):
+            click.echo(line)
 
 
 def _compare(

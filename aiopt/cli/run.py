@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from aiopt.campaign import TRY, Campaign
+from aiopt.campaign import Campaign
 from aiopt.cli._options import Places, as_json, budget, results, settings_options
 from aiopt.cli._places import (
     find_campaign,
@@ -20,7 +20,7 @@ from aiopt.cli._text import print_json, short
 from aiopt.cli._work import check_lease, in_campaign, settings_from
 from aiopt.ids import short_name
 from aiopt.replay import CampaignState, LogState
-from aiopt.settings import Settings
+from aiopt.settings import TRY, Settings
 from aiopt.views import Summary, baseline_failed, is_finished, summary, to_json
 
 __all__ = ["resume", "run", "unfinished"]

@@ -188,13 +188,54 @@ def test_replay(finished: Finished) -> None:
         "parts_at",
         "post_hoc",
         "ranking",
+        "rechosen",
         "rule",
         "unranked",
         "weights",
     ]
+    assert found["rechosen"] is None
     assert found["weights"] == {"cost": 1.0, "size": 1.0}
     assert found["post_hoc"] is True
     assert json.loads(invoke("replay", "toy", "--json").stdout)["post_hoc"] is False
+
+
+def test_replay_under_another_strategy(finished: Finished) -> None:
+    """Greedy always builds on the incumbent; what others would have built on is listed."""
+    same = invoke("replay", "toy", "--strategy", "greedy").stdout
+    assert "strategy greedy, seed 0: choices: 6, other ones: 0" in same
+    assert "elites" not in same
+    words = ("--strategy", "map-elites", "--option", "incumbent=0", "--option", "crossover=1")
+    edges = ("--edges", "size=0.5,1.5", "--edges", "patches=0,1,2")
+    other = invoke("replay", "toy", *words, *edges, "--seed", "3", "--top", "1").stdout
+    assert "strategy map-elites, seed 3: choices: 6, other ones: " in other
+    assert "the strategies' histories part at event" in other
+    assert "more; --top" in other
+    assert "elites over size, patches: 2, in 100 % of the cells; QD score" in other
+    assert "keeps no archive over the same measures" in other
+    found = json.loads(invoke("replay", "toy", *words, *edges, "--json").stdout)["rechosen"]
+    assert found["strategy"] == "map-elites"
+    assert len(found["changed"]) > 1
+    assert found["parts_at"] == found["changed"][0]["seq"]
+    assert found["elites"]["elites"] == ["baseline", "exp-0007 06-scaled"]
+
+
+def test_replay_under_another_strategy_errors(finished: Finished) -> None:
+    """Each says what was expected."""
+    assert "there are: genetic, greedy, map-elites" in errors_of("--strategy", "clever")
+    assert "expected NAME=VALUE as in aiopt.toml" in errors_of("--option", "population")
+    assert "'size': expected MEASURE=EDGE,EDGE,…" in errors_of("--edges", "size")
+    assert "'size=1': expected MEASURE=EDGE,EDGE,…" in errors_of("--edges", "size=1")
+    assert "each measure once" in errors_of("--edges", "size=0,1", "--edges", "size=0,2")
+    wrong = errors_of("--strategy", "map-elites", "--edges", "colour=0,1")
+    assert "no such measure; there are cost, size" in wrong
+    assert "axis size" in errors_of("--strategy", "map-elites", "--edges", "size=2,1")
+    assert "without a strategy's options" in errors_of("--rule", "all", "--seed", "1")
+
+
+def errors_of(*words: str) -> str:
+    done = invoke("replay", "toy", *words)
+    assert done.exit_code == 2
+    return done.stderr
 
 
 def test_replay_names_what_no_profiler_measured(finished: Finished) -> None:
