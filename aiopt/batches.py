@@ -149,15 +149,12 @@ def bounds(x: Floats, tail: float) -> tuple[Floats, Floats]:
 
 
 def estimates(x: Floats) -> tuple[Floats, Floats, Floats, Floats]:
-    """Of each row `hodges_lehmann`, both ends of `interval` and `standard_error`, see
-    `aiopt.stats`.
-    """
-    size = x.shape[1]
+    """See `aiopt.stats.estimate`."""
+    size, value = x.shape[1], hodges_lehmann(x)
     low, high = bounds(x, (1 - 0.95) / 2)
+    if np.isfinite(high[:1] - low[:1]).all():
+        return value, low, high, (high - low) / (2 * stats.Z95)
     if size < 2:
-        se = np.full(len(x), np.inf)
-    elif np.isfinite(high[:1] - low[:1]).all():
-        se = (high - low) / 3.92
-    else:
-        se = np.sqrt(np.pi / 3) * mad_sd(x) / np.sqrt(size)
-    return hodges_lehmann(x), low, high, se
+        return value, low, high, np.full(len(x), np.inf)
+    se = stats.few_pairs_factor(size) * np.std(x, ddof=1, axis=1)
+    return value, value - stats.Z95 * se, value + stats.Z95 * se, se

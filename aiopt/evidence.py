@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping
 from attrs import frozen
 
 from aiopt.events import EvidenceCaptured, Scalar
+from aiopt.stats import Z95
 
 __all__ = ["Change", "change_of", "changes_of", "is_evidence", "latest", "scalar_of"]
 
-_Z = 1.959963984540054
 _EXACT = frozenset({"instructions"})
 _SPREAD = 0.05
 """Relative standard deviation that is taken for a scalar without an interval, unless it is counted
@@ -34,12 +34,12 @@ class Change:
     @property
     def low(self) -> float:
         """Lower end of the 95 % interval."""
-        return self.value - _Z * self.se
+        return self.value - Z95 * self.se
 
     @property
     def high(self) -> float:
         """Upper end of the 95 % interval."""
-        return self.value + _Z * self.se
+        return self.value + Z95 * self.se
 
 
 def is_evidence(name: str) -> bool:
@@ -112,4 +112,4 @@ def _log_variance(scalar: Scalar) -> float:
     """Of a value whose interval is of 95 %, by its relative width (delta method)."""
     if scalar.low is None or scalar.high is None:
         return 0.0 if scalar.unit in _EXACT else _SPREAD**2
-    return float(((scalar.high - scalar.low) / (2 * _Z * scalar.value)) ** 2)
+    return float(((scalar.high - scalar.low) / (2 * Z95 * scalar.value)) ** 2)

@@ -15,11 +15,9 @@ from aiopt.events import Event
 from aiopt.evidence import Change, is_evidence
 from aiopt.pairs import composite, pairs_by_purpose
 from aiopt.rules import RuleParams
-from aiopt.stats import hodges_lehmann, interval, standard_error
+from aiopt.stats import Z95, estimate
 
 __all__ = ["Fitness", "Unmeasured", "fitness_of"]
-
-_Z = 1.959963984540054
 
 
 @frozen(kw_only=True)
@@ -84,8 +82,8 @@ def fitness_of(
     se = math.sqrt(sum((weight * error) ** 2 for weight, _, error in parts)) / total
     both = Fitness(
         value=value,
-        low=value - _Z * se,
-        high=value + _Z * se,
+        low=value - Z95 * se,
+        high=value + Z95 * se,
         se=se,
         pairs=paired.pairs if isinstance(paired, Fitness) else 0,
         stage=paired.stage if isinstance(paired, Fitness) else "screen",
@@ -128,12 +126,12 @@ def _of_pairs(
         differences += composite(pairs, normalised, params) or []
     if not differences:
         return Unmeasured(reason="no complete pair" if not missing else "no metric with a weight")
-    low, high = interval(differences, 0.95)
+    value, low, high, se = estimate(differences)
     return Fitness(
-        value=hodges_lehmann(differences),
+        value=value,
         low=low,
         high=high,
-        se=standard_error(differences),
+        se=se,
         stage=stage,
         pairs=len(differences),
         missing=tuple(sorted(missing)),

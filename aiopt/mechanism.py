@@ -16,7 +16,7 @@ from typing import Literal
 from attrs import frozen
 
 from aiopt.events import Claim, Effect, MechanismChecked, Scalar
-from aiopt.stats import wilson
+from aiopt.stats import Z95, wilson
 
 __all__ = ["Profile", "check_claim", "cost_in", "is_line", "matches"]
 
@@ -33,7 +33,6 @@ _OPERATOR = re.compile(r"\boperator(?:<=>|<<=?|>>=?|->\*?|[<>]=?|\(\))")
 _GO_METHOD = re.compile(r"\(\*?(\w+)\)\.")
 _SAFE = str.maketrans("<>()", "\x01\x02\x03\x04")
 _MEMORY_UNITS = frozenset({"b", "kb", "kib", "mb", "mib", "gb", "gib", "bytes"})
-_Z = 1.959963984540054
 _SPREADS = {"instructions": 0.01, "us": 0.1}
 _SPREAD = 0.05
 """Relative standard deviation that is taken for a weight that is no count of samples, by its unit:
@@ -227,11 +226,11 @@ def _compared(
     if profile.counted and effect is not None and effect.effect is not None:
         change = math.log(after.share / before.share) - effect.effect
         if effect.low is not None and effect.high is not None:
-            variance += ((effect.high - effect.low) / (2 * _Z)) ** 2
+            variance += ((effect.high - effect.low) / (2 * Z95)) ** 2
         scaled = f" of {effect.metric}"
     elif profile.counted:
         variance = 1 / before.inside + 1 / after.inside + 2 * _SPREAD**2
-    reach = _Z * math.sqrt(variance)
+    reach = Z95 * math.sqrt(variance)
     low, high = change - reach, change + reach
     status: Literal["confirmed", "opposite", "unchanged"] = (
         "confirmed" if high < 0 else "opposite" if low > 0 else "unchanged"
@@ -259,7 +258,7 @@ def _appeared_or_gone(
     gone = after.inside == 0
     there, other = (before, after) if gone else (after, before)
     limit = _NONE_SEEN / other.all if profile.counted and other.all else 0.0
-    clear = there.share * (1 - _Z * math.sqrt(_log_variance(there, profile)))
+    clear = there.share * (1 - Z95 * math.sqrt(_log_variance(there, profile)))
     status: Literal["confirmed", "opposite", "unchanged"] = "unchanged"
     if clear > limit:
         status = "confirmed" if gone else "opposite"

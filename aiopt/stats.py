@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 __all__ = [
     "EXACT_UP_TO",
+    "Z95",
     "Direction",
     "Floats",
     "Order",
@@ -28,6 +29,8 @@ __all__ = [
     "best_case_p",
     "coin",
     "critical_rank_sum",
+    "estimate",
+    "few_pairs_factor",
     "hodges_lehmann",
     "interval",
     "log_ratio",
@@ -39,7 +42,6 @@ __all__ = [
     "signed_rank_p",
     "signed_rank_survival",
     "smallest_n",
-    "standard_error",
     "upper_bound",
     "walsh_averages",
     "wilson",
@@ -50,7 +52,11 @@ Floats = npt.NDArray[np.float64]
 Direction = Literal["lower", "higher"]
 """Which way a metric is better."""
 
-_Z95 = 1.959963984540054
+Z95 = 1.959963984540054
+"""Two-sided 95 % quantile of the normal distribution."""
+
+_T95 = {2: 12.706204736174694, 3: 4.302652729749462, 4: 3.1824463052837078, 5: 2.7764451051977934}
+"""Two-sided 95 % quantiles of Student's t for samples of this size."""
 
 Order = Literal["AB", "BA"]
 """Which arm of a pair runs first."""
@@ -199,9 +205,9 @@ def wilson(share: float, n: float) -> tuple[float, float]:
 
     Source: E. B. Wilson, JASA 22 (1927) 209.
     """
-    z2 = _Z95**2
+    z2 = Z95**2
     middle = (share + z2 / (2 * n)) / (1 + z2 / n)
-    reach = _Z95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    reach = Z95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
     return max(0.0, middle - reach), min(1.0, middle + reach)
 
 
@@ -233,20 +239,31 @@ def mad_sd(d: npt.ArrayLike) -> float:
     return 1.4826 * float(np.median(np.abs(x - np.median(x))))
 
 
-def standard_error(d: npt.ArrayLike) -> float:
-    """Of the Hodges-Lehmann estimate: from the length of the 95 % interval, or from the robust
-    standard deviation where that is infinite (1.0233, the square root of pi/3, is what it costs
-    beside the mean if the differences are normal). Infinite for fewer than two differences.
+def estimate(d: npt.ArrayLike) -> tuple[float, float, float, float]:
+    """The effect, both ends of its 95 % interval and a standard error, 1.96 of which make half of
+    the interval, natural logs.
 
-    Raises ValueError for a difference that is not finite.
+    The effect is `hodges_lehmann`'s and the interval that of `interval`. Where this is infinite,
+    for two to five differences, it is the one of Student's t, wider by the square root of pi/3,
+    which is what the estimate costs beside the mean if the differences are normal; of 20,000
+    samples of normal, Laplace or t-distributed differences it covered 95 to 97 %. One difference
+    alone has an infinite one.
+
+    Raises ValueError for no differences, or one that is not finite.
     """
-    x = _sample(d)
-    if x.size < 2:
-        return math.inf
-    low, high = interval(x)
+    x = _not_empty(_sample(d))
+    value, (low, high) = hodges_lehmann(x), interval(x)
     if math.isfinite(high - low):
-        return (high - low) / 3.92
-    return math.sqrt(math.pi / 3) * mad_sd(x) / math.sqrt(x.size)
+        return value, low, high, (high - low) / (2 * Z95)
+    if x.size < 2:
+        return value, low, high, math.inf
+    se = few_pairs_factor(x.size) * float(np.std(x, ddof=1))
+    return value, value - Z95 * se, value + Z95 * se, se
+
+
+def few_pairs_factor(n: int) -> float:
+    """What the standard deviation of 2 to 5 differences is multiplied with in `estimate`."""
+    return _T95[n] / Z95 * math.sqrt(math.pi / 3 / n)
 
 
 def interval(d: npt.ArrayLike, level: float = 0.95) -> tuple[float, float]:

@@ -17,6 +17,7 @@ from aiopt.stats import (
     PairStage,
     best_case_p,
     coin,
+    estimate,
     hodges_lehmann,
     interval,
     log_ratio,
@@ -26,7 +27,6 @@ from aiopt.stats import (
     signed_rank_p,
     signed_rank_survival,
     smallest_n,
-    standard_error,
     upper_bound,
     walsh_averages,
     wilson,
@@ -401,16 +401,30 @@ class TestCoin:
             coin(-1, 0, 0, 0)
 
 
-def test_the_standard_error_is_that_of_the_interval_or_of_the_spread() -> None:
+def test_an_estimate_has_the_interval_of_the_test_or_of_students_t() -> None:
     rng = np.random.default_rng(4)
     sample = rng.normal(0.0, 0.01, 100)
-    low, high = interval(sample)
-    assert standard_error(sample) == (high - low) / 3.92
-    assert standard_error(sample) == pytest.approx(0.01 / 10, rel=0.25)
-    few = sample[:5]  # too few for an interval of 95 %
-    assert standard_error(few) == math.sqrt(math.pi / 3) * mad_sd(few) / math.sqrt(5)
-    assert standard_error([0.3]) == standard_error([]) == math.inf
-    assert standard_error([0.3] * 9) == 0.0
+    value, low, high, se = estimate(sample)
+    assert (low, high) == interval(sample)
+    assert value == hodges_lehmann(sample)
+    assert se == pytest.approx((high - low) / 3.92, rel=1e-4)
+    assert se == pytest.approx(0.01 / 10, rel=0.25)
+    assert estimate([0.3])[1:] == (-math.inf, math.inf, math.inf)
+    assert estimate([0.3] * 9) == (0.3, 0.3, 0.3, 0.0)
+    with pytest.raises(ValueError, match="no differences"):
+        estimate([])
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 5, 6, 9])
+def test_the_interval_of_few_pairs_covers_what_it_says(size: int) -> None:
+    samples = np.random.default_rng(size).normal(0.02, 0.01, (4000, size))
+    found = [estimate(sample) for sample in samples]
+    covered = sum(low <= 0.02 <= high for _, low, high, _ in found)
+    assert 0.94 < covered / len(found) < 0.985
+    # Student's quantiles, as scipy has them.
+    if size < 6:
+        half = scipy_stats.t.ppf(0.975, size - 1) * math.sqrt(math.pi / 3 / size)
+        assert found[0][2] - found[0][0] == pytest.approx(half * np.std(samples[0], ddof=1))
 
 
 @given(st.floats(0, 1), st.integers(1, 10**6))
