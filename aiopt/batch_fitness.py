@@ -4,14 +4,14 @@ from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
-from attrs import frozen
+from attrs import evolve, frozen
 
 from aiopt.batches import by_size, estimates
-from aiopt.fitness import Fitness, Unmeasured
+from aiopt.fitness import Fitness, Unmeasured, compared_by
 from aiopt.pair_columns import Differences, PairColumns, PairGroup
 from aiopt.stats import Floats
 
-__all__ = ["BatchFitness", "fitness_of_all"]
+__all__ = ["BatchCompared", "BatchFitness", "compare_all", "fitness_of_all"]
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -50,6 +50,52 @@ class BatchFitness:
             stage="confirm" if self.confirmed[row] else "screen",
             missing=missing,
         )
+
+
+@frozen(eq=False)
+class BatchCompared:
+    """Fitnesses on the signals by which all are compared; see `aiopt.scoring.compared_by`."""
+
+    fitness: BatchFitness
+    """Of the signals that are used; `missing` is of all."""
+    used: frozenset[str]
+    measured: Bools
+    """Rows that are valid and have a fitness on whatever they were measured on."""
+    comparable: Bools
+    """Those of them that were measured on all that is used."""
+    lacking: Mapping[str, int]
+    """Of the other signals, how many valid rows that were measured lack them."""
+
+    def lacks(self, row: int) -> tuple[str, ...]:
+        """Which signals that are used a measured row has not."""
+        if not self.measured[row]:
+            return ()
+        return tuple(name for name in self.fitness.missing_of(row) if name in self.used)
+
+
+def compare_all(pairs: PairColumns, weights: Mapping[str, float], valid: Bools) -> BatchCompared:
+    """The fitness of each experiment as rankings take it, of those that are valid."""
+    whole = fitness_of_all(pairs, weights)
+    measured = valid & (whole.pairs > 0)
+    names = list(weights)
+    lacks = np.array([whole.missing[name] for name in names])[:, measured]
+    kinds, counts = np.unique(lacks, axis=1, return_counts=True)
+    patterns = {
+        frozenset(name for name, lacking in zip(names, kind, strict=True) if lacking): count
+        for kind, count in zip(kinds.T.tolist(), counts.tolist(), strict=True)
+    }
+    used = compared_by(weights, patterns)
+    fitness, comparable = whole, measured
+    if lacks.any():
+        part = fitness_of_all(pairs, {n: w for n, w in weights.items() if n in used})
+        fitness = evolve(part, missing=whole.missing)
+        comparable = measured & ~np.any([whole.missing[name] for name in used], axis=0)
+    lacking = {
+        name: int(row.sum())
+        for name, row in zip(names, lacks, strict=True)
+        if weights[name] and name not in used
+    }
+    return BatchCompared(fitness, used, measured, comparable, lacking)
 
 
 def fitness_of_all(pairs: PairColumns, weights: Mapping[str, float]) -> BatchFitness:

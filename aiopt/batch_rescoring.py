@@ -14,16 +14,18 @@ import numpy.typing as npt
 from attrs import define, evolve, field, frozen
 
 from aiopt.batch_decisions import KINDS, BatchDecisions, decide_all
-from aiopt.batch_fitness import BatchFitness, fitness_of_all
+from aiopt.batch_fitness import BatchCompared, BatchFitness, compare_all
 from aiopt.columnar import OUTCOMES, PURPOSES, VERDICTS, Columns, Records, Unprojectable
 from aiopt.events import CampaignStarted, Event
 from aiopt.evidence import is_evidence
 from aiopt.fitness import Fitness
 from aiopt.ids import candidate_id
 from aiopt.pair_columns import pair_columns
-from aiopt.ranking import DEFAULT_FITNESS, Ranked
+from aiopt.ranking import DEFAULT_FITNESS, Ranked, not_comparable
 from aiopt.rescoring import Decision, Rescored
 from aiopt.rules import NeedsMore, RuleParams, params_from, vary
+from aiopt.scoring import UNFOUNDED
+from aiopt.standing import ONE_SIDED, Objective, Standing
 from aiopt.stats import Floats
 from aiopt.verdict import check_rule, decide
 
@@ -33,8 +35,6 @@ Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 _RULE = "two-stage"
-_ONE_SIDED = 1.6448536269514722
-"""As in `aiopt.replay`."""
 _KEEP, _NEEDS_MORE = KINDS.index("keep"), KINDS.index("needs_more")
 
 
@@ -87,6 +87,8 @@ def rescore_columns(
     )
     primaries = params.primaries
     ranking = dict(weights) if weights else {name: 1 / len(primaries) for name in primaries}
+    valid = records["verdict"][places] != VERDICTS.index("invalid")
+    compared = compare_all(pairs, ranking, valid)
     return BatchRescored(
         campaign=campaign,
         rule=_RULE,
@@ -99,7 +101,8 @@ def rescore_columns(
         records=records[places],
         calibrations=calibrations,
         decisions=decisions,
-        fitness=fitness_of_all(pairs, ranking),
+        compared=compared,
+        fitness=compared.fitness,
     )
 
 
@@ -143,6 +146,7 @@ class BatchRescored:
     records: Records
     calibrations: Ints
     decisions: BatchDecisions
+    compared: BatchCompared
     fitness: BatchFitness
     order: Ints = field(init=False)
     """Rows that are ranked, the best one first."""
@@ -153,6 +157,8 @@ class BatchRescored:
     _total: Floats = field(init=False)
     _variance: Floats = field(init=False)
     _low: Floats = field(init=False)
+    _founded: Bools = field(init=False)
+    """Rows whose incumbent's own standing is known."""
 
     def __attrs_post_init__(self) -> None:
         self._ask(self.decisions.exact)
@@ -199,13 +205,15 @@ class BatchRescored:
         stand, all at once.
         """
         fitness, records = self.fitness, self.records
-        valid = records["verdict"] != VERDICTS.index("invalid")
-        measured = valid & (fitness.pairs > 0)
+        measured = self.compared.comparable
         size = len(self.source.columns.candidates)
-        totals, variances = np.zeros(size), np.zeros(size)
+        totals, variances, known = np.zeros(size), np.zeros(size), np.zeros(size, dtype=np.bool_)
+        if (code := self._code(self.baseline)) >= 0:
+            known[code] = True
         # as `float ** 2` rounds, which is not always what a product does
         variance = np.fromiter((se**2 for se in fitness.se.tolist()), np.float64, fitness.se.size)
         self._total, own = np.zeros(self.places.size), np.zeros(self.places.size)
+        self._founded = np.zeros(self.places.size, dtype=np.bool_)
         origins = np.isin(records["candidate"], np.unique(records["incumbent"])) & measured
         begin = 0
         for row in [*np.flatnonzero(origins).tolist(), self.places.size - 1]:
@@ -213,11 +221,14 @@ class BatchRescored:
             incumbent = records["incumbent"][part]
             self._total[part] = totals[incumbent] + fitness.value[part]
             own[part] = variances[incumbent] + variance[part]
+            self._founded[part] = known[incumbent]
             begin = row + 1
-            if origins[row]:
+            if origins[row] and self._founded[row]:
                 candidate = records["candidate"][row]
                 totals[candidate], variances[candidate] = self._total[row], own[row]
-        self._low, self._variance = self._total - _ONE_SIDED * np.sqrt(own), own
+                known[candidate] = True
+        self._low, self._variance = self._total - ONE_SIDED * np.sqrt(own), own
+        measured = measured & self._founded
         rows = np.flatnonzero(measured)
         keys = (records["number"][rows], -self._total[rows], -self._low[rows])
         self.order = rows[np.lexsort(keys)]
@@ -260,14 +271,19 @@ class BatchRescored:
     def _ranked(self, row: int) -> Ranked:
         step = self.fitness.of(row)
         assert isinstance(step, Fitness)
+        total = Objective(
+            value=float(self._total[row]), se=math.sqrt(self._variance[row]), step_se=step.se
+        )
+        incumbent = self.source.columns.candidates[int(self.records["incumbent"][row])]
         return Ranked(
             experiment=self.stream(row),
             number=int(self.records["number"][row]),
             patch=self._patch(row),
             step=step,
-            total=float(self._total[row]),
+            total=total.value,
             low=float(self._low[row]),
-            se=math.sqrt(self._variance[row]),
+            se=total.se,
+            standing=Standing(objectives=(total,), incumbent=incumbent),
         )
 
     def reasons(self, rows: Sequence[int]) -> tuple[tuple[str, str], ...]:
@@ -277,8 +293,11 @@ class BatchRescored:
     def _reason(self, row: int) -> str:
         if self.records["verdict"][row] == VERDICTS.index("invalid"):
             return f"invalid: {self.source.columns.texts['reason'][self.places[row]]}"
+        if lacks := self.compared.lacks(row):
+            return not_comparable(lacks)
         unmeasured = self.fitness.of(row)
-        assert not isinstance(unmeasured, Fitness)
+        if isinstance(unmeasured, Fitness):
+            return UNFOUNDED
         return unmeasured.reason
 
     def decided(self, rows: Sequence[int]) -> tuple[Decision, ...]:
@@ -316,6 +335,8 @@ class BatchRescored:
             weights=self.weights,
             ranking=self.ranked(ranked),
             unranked=self.reasons(unranked),
+            compared_by=tuple(name for name in self.weights if name in self.compared.used),
+            lacking=self.compared.lacking,
             decisions=self.decided(decided),
             post_hoc=self.post_hoc,
             parts_at=self.parts_at,

@@ -16,6 +16,7 @@ from attrs import field, frozen
 
 from aiopt.events import EvidenceCaptured, MechanismChecked, Scalar
 from aiopt.evidence import latest
+from aiopt.stats import Z95
 
 __all__ = [
     "Credit",
@@ -27,6 +28,7 @@ __all__ = [
     "credit_of",
     "headroom",
     "seed_causal",
+    "signal_errors",
     "signals_of",
     "summarise",
 ]
@@ -126,6 +128,30 @@ def signals_of(profiles: Sequence[object], workload: str) -> Signals:
     return Signals(
         causal=max(0.0, *slopes) if slopes else None,
         off_cpu=math.fsum(waits[known[0]]) if known else None,
+    )
+
+
+def signal_errors(profiles: Sequence[object], workload: str) -> Mapping[str, float]:
+    """Standard errors of `causal` and `off_cpu` in `signals_of`, by those names; 0 for what a
+    profiler gave without an interval.
+    """
+    said = [answer for answer in latest(profiles) if answer.workload == workload]
+    slopes = [slope for answer in said for _, _, slope in _slopes(answer)]
+    waits = {
+        answer.profiler: [answer.scalars[name] for name in _OFF_CPU if name in answer.scalars]
+        for answer in said
+    }
+    known = sorted(profiler for profiler, scalars in waits.items() if scalars)
+    largest = max(slopes, key=lambda slope: slope.value, default=None)
+    return {
+        "causal": _error(largest) if largest is not None else 0.0,
+        "off_cpu": math.hypot(*map(_error, waits[known[0]])) if known else 0.0,
+    }
+
+
+def _error(scalar: Scalar) -> float:
+    return (
+        0.0 if scalar.low is None or scalar.high is None else (scalar.high - scalar.low) / (2 * Z95)
     )
 
 

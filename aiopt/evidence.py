@@ -12,7 +12,15 @@ from attrs import frozen
 from aiopt.events import EvidenceCaptured, Scalar
 from aiopt.stats import Z95
 
-__all__ = ["Change", "change_of", "changes_of", "is_evidence", "latest", "scalar_of"]
+__all__ = [
+    "Change",
+    "change_of",
+    "changes_of",
+    "is_evidence",
+    "latest",
+    "scalar_names",
+    "scalar_of",
+]
 
 _EXACT = frozenset({"instructions"})
 _SPREAD = 0.05
@@ -62,6 +70,15 @@ def scalar_of(profiles: Iterable[object], name: str) -> Scalar | None:
     """The latest scalar of this name; None if no profiler has measured it."""
     scalars = list(_by_workload(profiles, name).values())
     return scalars[-1] if scalars else None
+
+
+def scalar_names(profiles: Iterable[object]) -> tuple[str, ...]:
+    """Of all that profilers measured, each once."""
+    return tuple(
+        dict.fromkeys(
+            f"{answer.profiler}:{name}" for answer in latest(profiles) for name in answer.scalars
+        )
+    )
 
 
 def _by_workload(profiles: Iterable[object], name: str) -> Mapping[str, Scalar]:

@@ -17,7 +17,7 @@ from aiopt.pairs import composite, pairs_by_purpose
 from aiopt.rules import RuleParams
 from aiopt.stats import Z95, estimate
 
-__all__ = ["Fitness", "Unmeasured", "fitness_of"]
+__all__ = ["Fitness", "Unmeasured", "compared_by", "fitness_of"]
 
 
 @frozen(kw_only=True)
@@ -53,15 +53,18 @@ def fitness_of(
     facts: Sequence[Event],
     weights: Mapping[str, float],
     changes: Mapping[str, Change] | None = None,
+    *,
+    pooled: bool = True,
 ) -> Fitness | Unmeasured:
-    """The fitness of one experiment on the pairs of its main workloads.
+    """The fitness of one experiment on the pairs of its main workloads: all pairs together, or
+    unless `pooled` the mean of the workloads, each of which counts alike.
 
     Weights of names with a colon are of what profilers measured (see `aiopt.evidence`), whose
     `changes` are given; they add to what the pairs say, each in proportion to its weight. With
     them, the interval is that of a normal distribution with the variances of both.
     """
     of_metrics = {name: weight for name, weight in weights.items() if not is_evidence(name)}
-    paired = _of_pairs(params, facts, of_metrics)
+    paired = _of_pairs(params, facts, of_metrics, pooled)
     known = {
         name: (weights[name], change) for name, change in (changes or {}).items() if name in weights
     }
@@ -101,13 +104,13 @@ def _without(
 
 
 def _of_pairs(
-    params: RuleParams, facts: Sequence[Event], weights: Mapping[str, float]
+    params: RuleParams, facts: Sequence[Event], weights: Mapping[str, float], pooled: bool
 ) -> Fitness | Unmeasured:
     measured = pairs_by_purpose(facts)
     stage: Literal["screen", "confirm"] = (
         "confirm" if any(purpose == "confirm" for purpose, _ in measured) else "screen"
     )
-    differences: list[float] = []
+    samples: list[list[float]] = []
     missing: set[str] = set()
     for workload in params.main:
         pairs = measured.get((stage, workload), ())
@@ -123,16 +126,53 @@ def _of_pairs(
         if total == 0:
             continue
         normalised = {name: weight / total for name, weight in present.items()}
-        differences += composite(pairs, normalised, params) or []
-    if not differences:
+        samples.append(composite(pairs, normalised, params) or [])
+    if not samples:
         return Unmeasured(reason="no complete pair" if not missing else "no metric with a weight")
-    value, low, high, se = estimate(differences)
+    value, low, high, se = _pooled(samples) if pooled else _averaged(samples)
     return Fitness(
         value=value,
         low=low,
         high=high,
         se=se,
         stage=stage,
-        pairs=len(differences),
+        pairs=sum(map(len, samples)),
         missing=tuple(sorted(missing)),
     )
+
+
+def _pooled(samples: Sequence[Sequence[float]]) -> tuple[float, float, float, float]:
+    return estimate([difference for sample in samples for difference in sample])
+
+
+def _averaged(samples: Sequence[Sequence[float]]) -> tuple[float, float, float, float]:
+    if len(samples) == 1:
+        return estimate(samples[0])
+    found = [estimate(sample) for sample in samples]
+    value = sum(one[0] for one in found) / len(found)
+    se = math.hypot(*(one[3] for one in found)) / len(found)
+    return value, value - Z95 * se, value + Z95 * se, se
+
+
+def compared_by(
+    weights: Mapping[str, float], patterns: Mapping[frozenset[str], int], *, complete: bool = False
+) -> frozenset[str]:
+    """The signals by which candidates are compared: what all of them have. Where there is nothing
+    that all have: what the most have, with what all of those have. If `complete`, all signals. Who
+    lacks one of the result is not compared.
+
+    `patterns` are the sets of signals that some lack, and how many do.
+    """
+    names = [name for name, weight in weights.items() if weight]
+    common = set(names).difference(*patterns)
+    if complete or common or not patterns:
+        return frozenset(names if complete else common)
+
+    def having(name: str) -> tuple[int, float]:
+        return (
+            sum(count for pattern, count in patterns.items() if name not in pattern),
+            abs(weights[name]),
+        )
+
+    first = max(names, key=having)
+    return frozenset(names).difference(*(p for p in patterns if first not in p))

@@ -6,17 +6,30 @@ incumbents can be compared.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 from attrs import evolve, frozen
 
-from aiopt.causal import SeedCausal, seed_causal, signals_of
 from aiopt.errors import ConfigError
-from aiopt.events import EvidenceCaptured, ProfilerUnavailable
+from aiopt.events import EvidenceCaptured
 from aiopt.evidence import Change, changes_of, is_evidence, scalar_of
-from aiopt.fitness import Fitness, Unmeasured, fitness_of
+from aiopt.fitness import Fitness, Unmeasured, compared_by, fitness_of
+from aiopt.function_scoring import ByFunction, BySeed
 from aiopt.replay import CampaignState, ExperimentState
 from aiopt.rules import RuleParams
+from aiopt.scoring import (
+    DEFAULT_FITNESS,
+    FITNESSES,
+    Goals,
+    Profiles,
+    Scorer,
+    Steps,
+    goals_of,
+    profiles_by_candidate,
+)
+from aiopt.standing import Objective, Standing, best_first
+from aiopt.user_function import user_function
 
 __all__ = [
     "DEFAULT_FITNESS",
@@ -24,16 +37,9 @@ __all__ = [
     "Ranked",
     "Ranking",
     "equal_weights",
+    "not_comparable",
     "rank",
 ]
-
-DEFAULT_FITNESS = "lower-bound"
-FITNESSES = (DEFAULT_FITNESS, "seed-causal")
-"""What a ranking can be by."""
-
-_ONE_SIDED = 1.6448536269514722
-_THROUGHPUT = ("throughput", "ops_per_sec", "rps", "qps")
-_LATENCY = ("p99",)
 
 
 @frozen(kw_only=True)
@@ -52,8 +58,8 @@ class Ranked:
     """
     se: float
     """Standard error of `total`."""
-    seed: SeedCausal | None = None
-    """The score under the fitness `seed-causal`."""
+    standing: Standing
+    """What the ranking is by: `total`, or the objectives of another fitness."""
 
 
 @frozen(kw_only=True)
@@ -63,6 +69,11 @@ class Ranking:
     ranked: tuple[Ranked, ...]
     unranked: tuple[tuple[str, str], ...]
     """Experiment and the reason why it has no fitness."""
+    baseline: Standing
+    compared_by: tuple[str, ...]
+    """Signals that all who are ranked were measured on, and that the ranking is by."""
+    lacking: Mapping[str, int]
+    """Of the other signals, how many candidates lack them."""
 
 
 def rank(
@@ -72,11 +83,13 @@ def rank(
     weights: Mapping[str, float] | None = None,
     fitness: str = DEFAULT_FITNESS,
     guards: Mapping[str, float] | None = None,
+    complete: bool = False,
 ) -> Ranking:
-    """Every candidate with a verdict, by the lower confidence bound of its log ratio to the
-    baseline, or by another of FITNESSES; the earlier one first where they are equal.
+    """Every candidate with a verdict, best first, by one of FITNESSES (see `aiopt.scoring`); what
+    is one number, by its lower confidence bound. The earlier one first where they are equal.
 
-    Without `weights` the primaries count equally.
+    Without `weights` the primaries count equally. Candidates are compared on the signals that all
+    of them have; if `complete`, only those are ranked that have every signal with a weight.
     What profilers measured can have a weight, as `PROFILER:SCALAR`, less being
     better, and be a guard: `guards` are margins by such names, and a candidate of which it is
     proved that it has more than the margin above the baseline (0.05: by 5 %) is not ranked.
@@ -85,78 +98,135 @@ def rank(
         ConfigError: no such fitness, or a weight or guard for what the campaign did not measure.
     """
     params = params or campaign.params
-    if fitness not in FITNESSES:
-        problem = f"{fitness!r}: there are {', '.join(FITNESSES)}"
-        raise ConfigError("fitness", [("", problem)])
     weights = weights or equal_weights(params)
-    origins = {campaign.baseline: _Origin()}
-    seed = _Seed(campaign, params) if fitness == "seed-causal" else None
-    evidence = _Evidence(campaign, {name for name in weights if is_evidence(name)}, guards)
-    ranked, unranked = [], []
+    profiles = profiles_by_candidate(campaign)
+    scorer = _scorer(fitness, campaign, params, profiles)
+    evidence = _Evidence(campaign, profiles, {n for n in weights if is_evidence(n)}, guards)
+    pooled = fitness != "geometric"
+    measured, unranked = dict[str, Fitness](), list[tuple[str, str]]()
     for experiment in campaign.judged():
-        assert experiment.verdict is not None
-        own: Fitness | Unmeasured
-        if experiment.verdict.kind == "invalid":
-            own = Unmeasured(reason=f"invalid: {experiment.verdict.reason}")
-        else:
-            own = fitness_of(params, experiment.facts, weights, evidence.changes(experiment))
-            if isinstance(own, Fitness) and (unknown := evidence.unguarded(experiment)):
-                own = evolve(own, missing=tuple(sorted({*own.missing, *unknown})))
+        own = _alone(params, experiment, weights, evidence, pooled)
         if isinstance(own, Unmeasured):
             unranked.append((experiment.stream, own.reason))
+        else:
+            measured[experiment.stream] = own
+    missing = {stream: frozenset(own.missing) for stream, own in measured.items()}
+    used = compared_by(weights, Counter(missing.values()), complete=complete)
+    steps = Steps(campaign, params, {n: w for n, w in weights.items() if n in used}, pooled=pooled)
+    all_have_all = not any(missing.values())
+    ranked = list[Ranked]()
+    for experiment in campaign.judged():
+        stream = experiment.stream
+        if stream not in measured:
             continue
-        origin = origins.get(experiment.started.incumbent, _Origin()).after(own)
-        origins[experiment.started.candidate] = origin
-        if broken := evidence.broken(experiment):
-            unranked.append((experiment.stream, broken))
+        scored = scorer.score(experiment) if scorer is not None else None
+        if lacks := sorted(missing[stream] & used):
+            unranked.append((stream, not_comparable(lacks)))
             continue
-        score = seed.score(experiment) if seed is not None else None
-        if seed is not None and score is None:
-            unranked.append((experiment.stream, "none of the signals of seed-causal was measured"))
+        if all_have_all:
+            taken = steps.follow(experiment, measured[stream])
+        else:
+            taken = steps.take(experiment, evidence.changes(experiment))
+        problem = taken if isinstance(taken, Unmeasured) else scored
+        broken = evidence.broken(experiment)
+        if isinstance(problem, Unmeasured) or broken:
+            reason = problem.reason if isinstance(problem, Unmeasured) else broken
+            unranked.append((stream, reason))
             continue
+        assert not isinstance(taken, Unmeasured)
+        assert not isinstance(scored, Unmeasured)
+        own, total = taken
+        unknown = {*measured[stream].missing, *evidence.unguarded(experiment)}
         ranked.append(
             Ranked(
-                experiment=experiment.stream,
+                experiment=stream,
                 number=experiment.started.number,
                 patch=campaign.change_name(experiment),
-                step=own,
-                total=origin.total,
-                low=origin.low,
-                se=math.sqrt(origin.variance),
-                seed=score,
+                step=evolve(own, missing=tuple(sorted(unknown))),
+                total=total.value,
+                low=total.sure,
+                se=total.se,
+                standing=Standing(
+                    objectives=scored if scored is not None else (total,),
+                    incumbent=experiment.started.incumbent,
+                ),
             )
         )
-    return Ranking(ranked=tuple(sorted(ranked, key=_order)), unranked=tuple(unranked))
+    ranked.sort(key=lambda each: each.number)
+    place = {experiment.stream: n for n, experiment in enumerate(campaign.judged())}
+    zero = (Objective(value=0.0, se=0.0, step_se=0.0),)
+    return Ranking(
+        ranked=tuple(ranked[n] for n in best_first([each.standing for each in ranked])),
+        unranked=tuple(sorted(unranked, key=lambda each: place[each[0]])),
+        baseline=Standing(
+            objectives=zero if scorer is None else scorer.baseline(), incumbent=campaign.baseline
+        ),
+        compared_by=tuple(n for n in weights if n in used)
+        if scorer is None
+        else scorer.compared_by,
+        lacking=_lacking(weights, used, missing.values()) if scorer is None else scorer.lacking,
+    )
 
 
-def _order(ranked: Ranked) -> tuple[float, float, int]:
-    first = ranked.seed.value if ranked.seed is not None else ranked.low
-    return -first, -ranked.total, ranked.number
+def not_comparable(lacks: Sequence[str]) -> str:
+    """Why a candidate is not ranked that lacks signals by which the others are compared."""
+    return f"not measured on {', '.join(lacks)}, by which the others are compared"
 
 
-@frozen
-class _Origin:
-    """Where a candidate stands against the baseline, over the steps of its incumbents."""
+def _lacking(
+    weights: Mapping[str, float], used: frozenset[str], missing: Iterable[frozenset[str]]
+) -> Mapping[str, int]:
+    """Of signals that are not used, how many candidates have none."""
+    everyone = list(missing)
+    return {
+        name: sum(name in lacks for lacks in everyone)
+        for name, weight in weights.items()
+        if weight and name not in used
+    }
 
-    total: float = 0.0
-    variance: float = 0.0
 
-    def after(self, step: Fitness) -> "_Origin":
-        return _Origin(self.total + step.value, self.variance + step.se**2)
+def _scorer(
+    fitness: str, campaign: CampaignState, params: RuleParams, profiles: Profiles
+) -> Scorer | None:
+    """None for what is one number of pairs."""
+    if fitness in FITNESSES[:2]:
+        return None
+    if (goals := goals_of(fitness, params)) is not None:
+        return Goals(campaign, params, goals)
+    if fitness == "seed-causal":
+        return BySeed(campaign, params, profiles)
+    if ":" not in fitness:
+        problem = f"{fitness!r}: there are {', '.join(FITNESSES)}"
+        raise ConfigError("fitness", [("", problem)])
+    return ByFunction(fitness, user_function(fitness), campaign, params, profiles)
 
-    @property
-    def low(self) -> float:
-        """The steps' pairs are different ones, so their variances add up."""
-        return self.total - _ONE_SIDED * math.sqrt(self.variance)
+
+def _alone(
+    params: RuleParams,
+    experiment: ExperimentState,
+    weights: Mapping[str, float],
+    evidence: "_Evidence",
+    pooled: bool,
+) -> Fitness | Unmeasured:
+    """The fitness on whatever signals the candidate has."""
+    assert experiment.verdict is not None
+    if experiment.verdict.kind == "invalid":
+        return Unmeasured(reason=f"invalid: {experiment.verdict.reason}")
+    changes = evidence.changes(experiment)
+    return fitness_of(params, experiment.facts, weights, changes, pooled=pooled)
 
 
 class _Evidence:
     """What profilers say of each candidate beside its incumbent."""
 
     def __init__(
-        self, campaign: CampaignState, weighted: Iterable[str], guards: Mapping[str, float] | None
+        self,
+        campaign: CampaignState,
+        profiles: Profiles,
+        weighted: Iterable[str],
+        guards: Mapping[str, float] | None,
     ) -> None:
-        self._profiles = _profiles_by_candidate(campaign)
+        self._profiles = profiles
         self._baseline = campaign.baseline
         self._weighted, self._guards = tuple(weighted), guards or {}
         for what, names in (("guards", self._guards), ("weights", self._weighted)):
@@ -204,57 +274,6 @@ class _Evidence:
     ) -> Mapping[str, Change]:
         sides = (self._profiles.get(each, ()) for each in (before, experiment.started.candidate))
         return changes_of(names, *sides)
-
-
-def _profiles_by_candidate(
-    campaign: CampaignState,
-) -> dict[str, list[EvidenceCaptured | ProfilerUnavailable]]:
-    found: dict[str, list[EvidenceCaptured | ProfilerUnavailable]] = {}
-    for experiment in campaign.experiments.values():
-        for answer in experiment.profiles:
-            found.setdefault(answer.candidate, []).append(answer)
-    return found
-
-
-class _Seed:
-    """The signals of the seed's fitness, candidate by candidate, in the order of the log."""
-
-    def __init__(self, campaign: CampaignState, params: RuleParams) -> None:
-        self._params = params
-        self._throughput = _seed_metric(params, _THROUGHPUT)
-        self._latency = _seed_metric(params, _LATENCY)
-        self._profiles = _profiles_by_candidate(campaign)
-        self._baseline = signals_of(self._profiles.get(campaign.baseline, ()), params.main[0])
-        self._totals: dict[str | None, dict[str, float]] = {
-            name: {campaign.baseline: 0.0} for name in (self._throughput, self._latency)
-        }
-
-    def score(self, experiment: ExperimentState) -> SeedCausal | None:
-        candidate = experiment.started.candidate
-        throughput = self._total(experiment, self._throughput)
-        latency = self._total(experiment, self._latency)
-        signals = evolve(
-            signals_of(self._profiles.get(candidate, ()), self._params.main[0]),
-            throughput=None if throughput is None else math.exp(throughput),
-            latency=None if latency is None else math.exp(-latency),
-        )
-        return seed_causal(signals, self._baseline)
-
-    def _total(self, experiment: ExperimentState, metric: str | None) -> float | None:
-        """Log ratio of one metric against the baseline, positive is better."""
-        before = self._totals[metric].get(experiment.started.incumbent)
-        if metric is None or before is None:
-            return None
-        own = fitness_of(self._params, experiment.facts, {metric: 1.0})
-        if isinstance(own, Unmeasured):
-            return None
-        total = self._totals[metric][experiment.started.candidate] = before + own.value
-        return total
-
-
-def _seed_metric(params: RuleParams, words: tuple[str, ...]) -> str | None:
-    """The first metric whose name has one of the words in it."""
-    return next((name for name in params.metrics if any(word in name for word in words)), None)
 
 
 def equal_weights(params: RuleParams) -> dict[str, float]:

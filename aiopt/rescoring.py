@@ -45,11 +45,14 @@ class Rescored:
     campaign: str
     rule: str
     fitness: str
-    """What the ranking is by: a name in FITNESSES."""
+    """What the ranking is by, see `aiopt.scoring`."""
     weights: Mapping[str, float]
     ranking: tuple[Ranked, ...]
     unranked: tuple[tuple[str, str], ...]
     """Experiment and the reason why it has no fitness."""
+    compared_by: tuple[str, ...]
+    lacking: Mapping[str, int]
+    """Both as in `aiopt.ranking.Ranking`."""
     decisions: tuple[Decision, ...]
     post_hoc: bool
     """Whether rule or parameters were chosen after the outcomes were seen, so that the error level
@@ -71,12 +74,13 @@ def rescore(
     params: RuleParams | None = None,
     fitness: str = DEFAULT_FITNESS,
     guards: Mapping[str, float] | None = None,
+    complete: bool = False,
 ) -> Rescored:
     """What the same events would have led to; nothing is run, and what cannot be known is said.
 
     Without `weights` the primaries decide as they did, and the ranking weighs them equally; see
-    `aiopt.ranking.rank` for weights and guards of what profilers measured. No decision depends on
-    the ranking.
+    `aiopt.ranking.rank` for the fitness, for weights and guards of what profilers measured, and for
+    `complete`. No decision depends on the ranking.
 
     Raises:
         ConfigError: no such rule or fitness, parameters under which it could not decide, or a
@@ -92,7 +96,14 @@ def rescore(
     rule = rule or logged
     check_rule(rule, params)
     ranking_weights = dict(weights) if weights else equal_weights(params)
-    ranking = rank(campaign, params=params, weights=ranking_weights, fitness=fitness, guards=guards)
+    ranking = rank(
+        campaign,
+        params=params,
+        weights=ranking_weights,
+        fitness=fitness,
+        guards=guards,
+        complete=complete,
+    )
     incumbent = campaign.baseline
     decisions = []
     for experiment in campaign.judged():
@@ -108,6 +119,8 @@ def rescore(
         weights=ranking_weights,
         ranking=ranking.ranked,
         unranked=ranking.unranked,
+        compared_by=ranking.compared_by,
+        lacking=ranking.lacking,
         decisions=tuple(decisions),
         post_hoc=rule != logged or params != campaign.params,
         parts_at=min(flips) if flips else None,

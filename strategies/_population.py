@@ -1,6 +1,5 @@
 """What strategies that recombine share: who may breed, what is known of patches, what is new."""
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from attrs import frozen
@@ -11,6 +10,7 @@ from aiopt.genome import Genome, ordered, without
 from aiopt.ids import candidate_id
 from aiopt.ranking import DEFAULT_FITNESS, rank
 from aiopt.replay import CampaignState, ExperimentState, ProposalState
+from aiopt.standing import Standing, best_first
 
 __all__ = [
     "Individual",
@@ -18,7 +18,6 @@ __all__ = [
     "compatible",
     "gene_pool",
     "individuals",
-    "is_ahead",
     "is_new",
 ]
 
@@ -29,15 +28,14 @@ class Individual:
 
     candidate: str
     genome: Genome
-    value: float
-    """Log ratio to the baseline; positive is better."""
-    se: float
-    """Standard error of `value`."""
-    step_se: float
-    """Standard error of its own step, on top of its incumbent."""
-    incumbent: str
+    standing: Standing
     number: int
     """Of its proposal; 0 for the baseline."""
+
+    @property
+    def value(self) -> float:
+        """What decides first; more is better."""
+        return self.standing.objectives[0].value
 
 
 def individuals(
@@ -47,18 +45,12 @@ def individuals(
 
     Of one that was measured beside several incumbents the last measurement counts.
     """
+    ranking = rank(state, weights=weights or None, fitness=fitness)
     found = {
         state.baseline: Individual(
-            candidate=state.baseline,
-            genome=(),
-            value=0.0,
-            se=0.0,
-            step_se=0.0,
-            incumbent=state.baseline,
-            number=0,
+            candidate=state.baseline, genome=(), standing=ranking.baseline, number=0
         )
     }
-    ranking = rank(state, weights=weights or None, fitness=fitness)
     for ranked in sorted(ranking.ranked, key=lambda ranked: ranked.number):
         experiment = state.experiments[ranked.experiment]
         started = experiment.started
@@ -66,13 +58,11 @@ def individuals(
             found[started.candidate] = Individual(
                 candidate=started.candidate,
                 genome=started.genome,
-                value=ranked.total,
-                se=ranked.se,
-                step_se=ranked.step.se,
-                incumbent=started.incumbent,
+                standing=ranked.standing,
                 number=ranked.number,
             )
-    return sorted(found.values(), key=lambda one: (-one.value, one.number))
+    everyone = sorted(found.values(), key=lambda one: one.number)
+    return [everyone[place] for place in best_first([e.standing for e in everyone], sure=False)]
 
 
 def _breaks_a_guard(state: CampaignState, experiment: ExperimentState) -> bool:
@@ -88,25 +78,13 @@ def _breaks_a_guard(state: CampaignState, experiment: ExperimentState) -> bool:
     )
 
 
-def is_ahead(first: Individual, second: Individual, z: float) -> bool:
-    """Whether the first is better by more than `z` standard errors of the difference.
-
-    Two that were measured beside the same incumbent differ by their own steps alone. Others are
-    taken as independent, which overstates the error where their incumbents have steps in common.
-    """
-    if first.incumbent == second.incumbent:
-        error = math.hypot(first.step_se, second.step_se)
-    else:
-        error = math.hypot(first.se, second.se)
-    return first.value - second.value > z * error
-
-
 def best(contestants: Sequence[Individual], z: float, rng: Generator) -> Individual:
     """The winner of a tournament in which a coin decides what the measurements do not."""
     champion = contestants[0]
     for challenger in contestants[1:]:
-        tied = not (is_ahead(challenger, champion, z) or is_ahead(champion, challenger, z))
-        if is_ahead(challenger, champion, z) or (tied and rng.random() < 0.5):
+        wins = challenger.standing.is_ahead(champion.standing, z)
+        tied = not wins and not champion.standing.is_ahead(challenger.standing, z)
+        if wins or (tied and rng.random() < 0.5):
             champion = challenger
     return champion
 

@@ -42,6 +42,8 @@ class Genetic:
     tournament: int = 3
     z: float = 1.0
     """Standard errors by which one must be ahead to win; less is a tie, and a coin decides."""
+    incumbent: float = 0.7
+    """Probability that a new patch is built on the incumbent and not on another of the best."""
     crossover: float = 0.25
     """Probability of a child of known patches while the proposer has new ones."""
     mutation: float = 0.3
@@ -62,7 +64,7 @@ class Genetic:
     fitness: str = DEFAULT_FITNESS
 
     def __attrs_post_init__(self) -> None:
-        shares = ("crossover", "mutation", "union", "hunks", "rewrite", "migration")
+        shares = ("incumbent", "crossover", "mutation", "union", "hunks", "rewrite", "migration")
         least = {"population": 2, "elites": 0, "tournament": 1, "islands": 1, "z": 0}
         problems = [
             (name, f"{value:g}: a probability from 0 to 1")
@@ -102,7 +104,9 @@ class Genetic:
             child = variation.child(state, parent, rng)
             if child is not None or not has_more:
                 return child
-        return proposal(state, parent(), self.rewrite, rng)
+        on_top = rng.random() < self.incumbent
+        base = next((one for one in everyone if on_top and one.candidate == state.incumbent), None)
+        return proposal(state, base or parent(), self.rewrite, rng)
 
     def _parent(
         self, state: CampaignState, everyone: Sequence[Individual], rng: Generator

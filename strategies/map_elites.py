@@ -122,6 +122,11 @@ class MapElites:
         names = [measure.name for measure in self.measures]
         if not names or len(set(names)) < len(names):
             problems.append(("measures", "at least one, and each name once"))
+        if self.fitness.partition(":")[0] == "lexicographic":
+            problem = (
+                "the elite of a cell is the one with the largest number; lexicographic has none"
+            )
+            problems.append(("fitness", problem))
         if problems:
             raise ConfigError("strategies.map-elites", problems)
 

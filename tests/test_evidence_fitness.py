@@ -68,7 +68,7 @@ def test_a_ranking_can_be_by_a_scalar_alone() -> None:
 
 
 def test_scalars_and_metrics_add_up_by_their_weights() -> None:
-    state = campaign((50.0, None), (None, None))
+    state = campaign((50.0, None), (200.0, None))
     metric = rescore(state, weights={"cpu": 1.0})
     both = rescore(state, weights={"cpu": 1.0, NAME: 3.0})
     steps, alone = (
@@ -77,9 +77,34 @@ def test_scalars_and_metrics_add_up_by_their_weights() -> None:
     assert steps[1].value == pytest.approx((alone[1].value + 3 * math.log(2)) / 4)
     assert steps[1].se == pytest.approx(alone[1].se / 4)
     assert steps[1].missing == ()
-    assert steps[2].value == pytest.approx(alone[2].value)
-    assert steps[2].missing == (NAME,)
+    assert (both.compared_by, both.lacking) == (("cpu", NAME), {})
     assert [d.replayed for d in both.decisions] == [d.replayed for d in metric.decisions]
+
+
+def test_candidates_are_compared_on_what_all_of_them_have() -> None:
+    """Or only those that have everything, if that is wanted."""
+    state = campaign((50.0, None), (None, None))
+    weights = {"cpu": 1.0, NAME: 3.0}
+    metric, both = rescore(state, weights={"cpu": 1.0}), rescore(state, weights=weights)
+    steps, alone = (
+        {ranked.number: ranked.step for ranked in result.ranking} for result in (both, metric)
+    )
+    assert {n: step.value for n, step in steps.items()} == {n: s.value for n, s in alone.items()}
+    assert (steps[1].missing, steps[2].missing) == ((), (NAME,))
+    assert (both.compared_by, both.lacking) == (("cpu",), {NAME: 1})
+    whole = rescore(state, weights=weights, complete=True)
+    assert [ranked.number for ranked in whole.ranking] == [1]
+    ((_, reason),) = whole.unranked
+    assert reason == f"not measured on {NAME}, by which the others are compared"
+
+
+def test_where_all_have_nothing_in_common_those_with_most_are_compared() -> None:
+    state = campaign((50.0, None), (60.0, None), (None, 90.0))
+    found = rescore(state, weights={NAME: 1.0, LOCKS: 9.0})
+    assert [ranked.number for ranked in found.ranking] == [1, 2]
+    assert (found.compared_by, found.lacking) == ((NAME,), {LOCKS: 2})
+    ((_, reason),) = found.unranked
+    assert reason == f"not measured on {NAME}, by which the others are compared"
 
 
 def test_what_has_no_pairs_or_no_weight_has_no_fitness() -> None:

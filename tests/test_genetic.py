@@ -13,8 +13,9 @@ from aiopt.campaign import open_campaign
 from aiopt.errors import ConfigError
 from aiopt.replay import CampaignState, fold
 from aiopt.settings import Budget
+from aiopt.standing import Objective, Standing
 from aiopt.stats import proposal_rng
-from aiopt.strategies._population import Individual, best, is_ahead
+from aiopt.strategies._population import Individual, best
 from aiopt.strategies.genetic import Genetic
 
 from .test_campaign import QUICK, read, sound
@@ -116,10 +117,9 @@ def one(number: int, value: float, se: float = 0.01, incumbent: str = "i") -> In
     return Individual(
         candidate=f"{number:012x}",
         genome=(),
-        value=value,
-        se=2 * se,
-        step_se=se,
-        incumbent=incumbent,
+        standing=Standing(
+            objectives=(Objective(value=value, se=2 * se, step_se=se),), incumbent=incumbent
+        ),
         number=number,
     )
 
@@ -132,7 +132,7 @@ def test_a_tournament_is_never_won_by_who_is_clearly_behind_all(
     winner = best(contestants, 1.0, np.random.default_rng(seed))
     others = [c for c in contestants if c is not winner]
     assert winner in contestants
-    assert not (others and all(is_ahead(other, winner, 1.0) for other in others))
+    assert not (others and all(o.standing.is_ahead(winner.standing, 1.0) for o in others))
 
 
 def test_a_tie_is_decided_by_the_coin() -> None:
@@ -145,8 +145,9 @@ def test_a_tie_is_decided_by_the_coin() -> None:
 
 def test_measured_beside_the_same_incumbent() -> None:
     """Then the incumbent's own error does not matter."""
-    assert is_ahead(one(1, 0.016), one(2, 0.0), 1.0)
-    assert not is_ahead(one(1, 0.016), one(2, 0.0, incumbent="j"), 1.0)
+    ahead, behind = one(1, 0.016).standing, one(2, 0.0).standing
+    assert ahead.is_ahead(behind, 1.0)
+    assert not ahead.is_ahead(one(2, 0.0, incumbent="j").standing, 1.0)
 
 
 @pytest.mark.parametrize(

@@ -326,13 +326,16 @@ def test_the_seed_s_fitness_can_be_chosen() -> None:
             for fact in experiment.facts
         ]
     params = params_from({**PARAMS, "metrics": {"p99_ms": {"role": "primary"}}})
-    second, first = rescore(state, params=params, fitness="seed-causal").ranking
+    found = rescore(state, params=params, fitness="seed-causal")
+    second, first = found.ranking
     assert (second.number, first.number) == (2, 1)
-    assert first.seed is not None
-    assert second.seed is not None
-    assert first.seed.value == pytest.approx(math.exp(first.total))
-    assert second.seed.value == pytest.approx(math.exp(second.total))
-    assert second.seed.missing == ("throughput", "causal", "off_cpu")
+    for ranked in found.ranking:
+        (score,) = ranked.standing.objectives
+        assert score.value == pytest.approx(math.exp(ranked.total))
+        assert score.se == pytest.approx(score.value * ranked.se, rel=0.01)
+        assert score.step_se == pytest.approx(score.value * ranked.step.se, rel=0.01)
+    assert found.compared_by == ("latency",)
+    assert found.lacking == {"throughput": 2, "causal": 2, "off_cpu": 2}
     # Of a step that was not measured in it, and of what came after, it says nothing.
     first_experiment = next(iter(state.experiments.values()))
     for fact in first_experiment.facts:
@@ -341,7 +344,10 @@ def test_the_seed_s_fitness_can_be_chosen() -> None:
     metrics = {"cpu": {"role": "primary"}, "p99_ms": {}}
     both = rescore(state, params=params_from({**PARAMS, "metrics": metrics}), fitness="seed-causal")
     assert (both.ranking, len(both.unranked)) == ((), 2)
-    with pytest.raises(ConfigError, match="there are lower-bound, seed-causal"):
+    with pytest.raises(
+        ConfigError,
+        match="there are weighted, geometric, lexico",
+    ):
         rescore(state, fitness="mine")
 
 

@@ -1,5 +1,6 @@
 """`aiopt replay`: the same measurements under other weights or another rule."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -18,6 +19,7 @@ from aiopt.cli._places import choose_campaign, find_campaign, find_log, read_sta
 from aiopt.cli._report import rules_lines
 from aiopt.cli._text import print_json, short, table
 from aiopt.cli._work import check_changes
+from aiopt.fitness import Fitness
 from aiopt.quick_rescore import quick_rescore
 from aiopt.ranking import DEFAULT_FITNESS, FITNESSES, Ranked
 from aiopt.rechoosing import Rechosen
@@ -25,6 +27,7 @@ from aiopt.replay import CampaignState
 from aiopt.rescoring import Decision, Rescored, rescore
 from aiopt.rules import RuleParams
 from aiopt.settings import TRY
+from aiopt.standing import Objective, Standing, tied_with
 from aiopt.stats import percent
 from aiopt.verdict import RULES
 from aiopt.views import compare_rules, to_json
@@ -48,11 +51,12 @@ _OF_MEASURING = ("void.", "warmup", "audit_", "ablation_")
 )
 @click.option(
     "--fitness",
-    type=click.Choice(FITNESSES),
+    metavar="NAME",
     default=DEFAULT_FITNESS,
     show_default=True,
-    help="What the ranking is by.",
+    help=f"What the ranking is by: {', '.join(FITNESSES)}.",
 )
+@click.option("--complete", is_flag=True, help="Rank only what has every signal with a weight.")
 @click.option(
     "--guards",
     callback=numbers,
@@ -93,6 +97,7 @@ def replay(
     rule: str | None,
     fitness: str,
     guards: Mapping[str, float] | None,
+    complete: bool,
     strategy: str | None,
     seed: int | None,
     strategy_options: Mapping[str, Any],
@@ -131,7 +136,11 @@ def replay(
     choosing = bool(strategy or seed is not None or strategy_options or edges)
     if choosing and rule == _ALL:
         raise click.UsageError("--rule all compares rules: without a strategy's options")
-    if rule is None and not (changes or guards or choosing) and fitness == DEFAULT_FITNESS:
+    if (
+        rule is None
+        and not (changes or guards or choosing or complete)
+        and (fitness == DEFAULT_FITNESS)
+    ):
         quick = quick_rescore(
             path,
             choose=lambda streams: choose_campaign(streams, campaign, path),
@@ -148,7 +157,13 @@ def replay(
         _compare(chosen, params, weights, path, as_json)
         return
     result = rescore(
-        chosen, weights=weights, rule=rule, params=params, fitness=fitness, guards=guards
+        chosen,
+        weights=weights,
+        rule=rule,
+        params=params,
+        fitness=fitness,
+        guards=guards,
+        complete=complete,
     )
     rechosen = None
     if choosing or (weights and _has_weights(chosen)):
@@ -298,44 +313,60 @@ def _first(lines: Iterable[str], count: int, top: int) -> Iterator[str]:
 
 
 def _ranking(result: Rescored, count: int, top: int) -> Iterator[str]:
+    shown = result.ranking[:top]
+    tied = tied_with([ranked.standing for ranked in shown])
+    is_weighted = result.fitness == DEFAULT_FITNESS
     rows = [
         (
             str(place),
+            f"~{first}" if first < place else "",
             short(ranked.experiment),
             ranked.patch,
-            f"{100 * percent(ranked.total):+.2f} %",
-            _score(ranked),
-            f"{100 * percent(ranked.step.value):+.2f} %",
-            f"[{_bound(ranked.step.low)}, {_bound(ranked.step.high)}]",
+            *([] if is_weighted else [_score(ranked.standing)]),
+            _percent(ranked.total),
+            _interval(_in_all(ranked)),
+            _percent(ranked.step.value),
+            _interval(ranked.step),
             str(ranked.step.pairs),
             f"without {', '.join(ranked.step.missing)}" if ranked.step.missing else "",
         )
-        for place, ranked in enumerate(result.ranking[:top], 1)
+        for place, (ranked, first) in enumerate(zip(shown, (n + 1 for n in tied), strict=True), 1)
     ]
-    by = "at least" if result.fitness == DEFAULT_FITNESS else result.fitness
-    head = (
-        "",
-        "experiment",
-        "patch",
-        "better in all",
-        by,
-        "own step",
-        "95 % interval",
-        "pairs",
-        "",
-    )
-    yield table(head, rows, right=[0, 3, 4, 5, 7])
+    score = [] if is_weighted else [result.fitness]
+    head = ("", "", "experiment", "patch", *score, "better in all", "95 % interval")
+    head = (*head, "own step", "95 % interval", "pairs", "")
+    yield table(head, rows, right=[0, *range(4, 8 + len(score)), 8 + len(score)])
     yield from _first((), count, top)
-    missing = sorted({name for r in result.ranking if r.seed for name in r.seed.missing})
-    if missing:
-        yield f"without {', '.join(missing)}: not measured of every candidate and of the baseline"
+    if any(first < place for place, first in enumerate(tied)):
+        yield "~N: the measurements do not tell it apart from place N"
+    if result.compared_by and result.lacking:
+        lacking = ", ".join(f"{name} ({n} without)" for name, n in result.lacking.items())
+        yield (
+            f"compared by {', '.join(result.compared_by)}, which all of them were measured on, and "
+            f"not by {lacking}; --complete ranks only those that have everything"
+        )
 
 
-def _score(ranked: Ranked) -> str:
-    """What the ranking is by."""
-    if ranked.seed is not None:
-        return f"{ranked.seed.value:.3f}"
-    return f"{_bound(ranked.low)} %"
+def _score(standing: Standing) -> str:
+    """What the ranking is by, the most important first."""
+    if len(standing.objectives) > 1:
+        return ", ".join(_percent(objective.value) for objective in standing.objectives)
+    (objective,) = standing.objectives
+    if not math.isfinite(objective.se):
+        return f"{objective.value:.4g} [?, ?]"
+    return f"{objective.value:.4g} [{objective.low:.4g}, {objective.high:.4g}]"
+
+
+def _in_all(ranked: Ranked) -> Objective:
+    return Objective(value=ranked.total, se=ranked.se, step_se=ranked.step.se)
+
+
+def _interval(number: Objective | Fitness) -> str:
+    return f"[{_bound(number.low)}, {_bound(number.high)}]"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * percent(value):+.2f} %"
 
 
 def _bound(value: float) -> str:

@@ -182,8 +182,10 @@ def test_replay(finished: Finished) -> None:
     found = json.loads(invoke("replay", "toy", "--weights", "cost=1,size=1", "--json").stdout)
     assert sorted(found) == [
         "campaign",
+        "compared_by",
         "decisions",
         "fitness",
+        "lacking",
         "log",
         "parts_at",
         "post_hoc",
