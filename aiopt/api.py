@@ -20,7 +20,7 @@ from aiopt.log import Log
 from aiopt.metrics import FORMATS
 from aiopt.projection import Projection
 from aiopt.protocols import Failed, Inconclusive, ProfileResult
-from aiopt.quick_rescore import quick_rescore
+from aiopt.quick_rescore import only_weights, quick_rescore
 from aiopt.ranking import DEFAULT_FITNESS
 from aiopt.rechoosing import Rechosen
 from aiopt.rechoosing import rechoose as rechoose_campaign
@@ -211,12 +211,14 @@ def rescore(
     changes: Mapping[str, Any] | None = None,
     fitness: str = DEFAULT_FITNESS,
     guards: Mapping[str, float] | None = None,
+    complete: bool = False,
 ) -> Rescored:
     """What the same measurements would have led to under other weights, rules or parameters.
 
     See `aiopt.rescoring.rescore`. `campaign` is a stream; without it, the latest one. `changes` are
     parameters of the rule by name, such as `{"mei": 0.05, "layout.rotate": 0}`. `fitness` is what
-    the ranking is by, `guards` what profilers must not have found more of.
+    the ranking is by (see `aiopt.scoring`), `guards` what profilers must not have found more of;
+    if `complete`, only those are ranked that have every signal with a weight.
 
     Raises:
         ConfigError: no such campaign, rule, parameter or metric.
@@ -226,7 +228,7 @@ def rescore(
     def choose(streams: Sequence[str]) -> str:
         return _chosen(log, streams, campaign)
 
-    if rule is None and not changes and fitness == DEFAULT_FITNESS and not guards:
+    if only_weights(rule=rule, changes=changes, fitness=fitness, guards=guards, complete=complete):
         quick = quick_rescore(Path(log), choose=choose, weights=weights)
         if quick is not None:
             return quick.whole()
@@ -234,7 +236,13 @@ def rescore(
     found = campaigns[choose([*campaigns])]
     params = with_changes(found.params, changes) if changes else None
     return rescore_campaign(
-        found, weights=weights, rule=rule, params=params, fitness=fitness, guards=guards
+        found,
+        weights=weights,
+        rule=rule,
+        params=params,
+        fitness=fitness,
+        guards=guards,
+        complete=complete,
     )
 
 

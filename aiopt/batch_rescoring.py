@@ -207,9 +207,9 @@ class BatchRescored:
         fitness, records = self.fitness, self.records
         measured = self.compared.comparable
         size = len(self.source.columns.candidates)
-        totals, variances, known = np.zeros(size), np.zeros(size), np.zeros(size, dtype=np.bool_)
-        if (code := self._code(self.baseline)) >= 0:
-            known[code] = True
+        totals, variances = np.zeros(size), np.zeros(size)
+        known = np.zeros(size + 1, dtype=np.bool_)  # the last one for a baseline without records
+        known[self._code(self.baseline)] = True
         # as `float ** 2` rounds, which is not always what a product does
         variance = np.fromiter((se**2 for se in fitness.se.tolist()), np.float64, fitness.se.size)
         self._total, own = np.zeros(self.places.size), np.zeros(self.places.size)

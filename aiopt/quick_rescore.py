@@ -6,11 +6,19 @@ from pathlib import Path
 from aiopt.batch_rescoring import BatchRescored, Source, rescore_columns
 from aiopt.columnar import Unprojectable
 from aiopt.projection import Projection
+from aiopt.scoring import DEFAULT_FITNESS
 
-__all__ = ["LEAST", "quick_rescore"]
+__all__ = ["LEAST", "only_weights", "quick_rescore"]
 
 LEAST = 8 << 20
 """Bytes of a log that is long enough: a shorter one is folded as fast."""
+
+
+def only_weights(
+    *, rule: object, changes: object, fitness: str, guards: object, complete: bool
+) -> bool:
+    """Whether a question is one that columns can answer."""
+    return not (rule or changes or guards or complete) and fitness == DEFAULT_FITNESS
 
 
 def quick_rescore(

@@ -93,7 +93,12 @@ def best_first(standings: Sequence[Standing], *, sure: bool = True) -> list[int]
 
 def _grouped(standings: Sequence[Standing], places: list[int], level: int) -> list[int]:
     """These places, by the objectives from this level on."""
-    by_value = sorted(places, key=lambda place: -standings[place].objectives[level].value)
+
+    def key(place: int) -> tuple[float, float, float, str]:
+        objective = standings[place].objectives[level]
+        return -objective.value, objective.se, objective.step_se, standings[place].incumbent
+
+    by_value = sorted(places, key=key)
     if level + 1 == len(standings[0].objectives):
         return by_value
     found: list[int] = []

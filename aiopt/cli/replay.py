@@ -20,7 +20,7 @@ from aiopt.cli._report import rules_lines
 from aiopt.cli._text import print_json, short, table
 from aiopt.cli._work import check_changes
 from aiopt.fitness import Fitness
-from aiopt.quick_rescore import quick_rescore
+from aiopt.quick_rescore import only_weights, quick_rescore
 from aiopt.ranking import DEFAULT_FITNESS, FITNESSES, Ranked
 from aiopt.rechoosing import Rechosen
 from aiopt.replay import CampaignState
@@ -136,10 +136,8 @@ def replay(
     choosing = bool(strategy or seed is not None or strategy_options or edges)
     if choosing and rule == _ALL:
         raise click.UsageError("--rule all compares rules: without a strategy's options")
-    if (
-        rule is None
-        and not (changes or guards or choosing or complete)
-        and (fitness == DEFAULT_FITNESS)
+    if not choosing and only_weights(
+        rule=rule, changes=changes, fitness=fitness, guards=guards, complete=complete
     ):
         quick = quick_rescore(
             path,

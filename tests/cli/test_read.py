@@ -240,6 +240,20 @@ def errors_of(*words: str) -> str:
     return done.stderr
 
 
+def test_replay_by_another_fitness(finished: Finished) -> None:
+    """Scores with their intervals, and who cannot be told apart."""
+    assert " 95 % interval " in invoke("replay", "toy").stdout
+    by_goals = invoke("replay", "toy", "--fitness", "lexicographic:size,cost=0.05").stdout
+    assert "lexicographic:size,cost=0.05  better in all" in by_goals
+    assert "+0.00 %, +28.00 %" in by_goals
+    home = finished.home / "mine.py"
+    home.write_text("def score(ratios):\n    return 1 + min(0.2, ratios['cost'])\n")
+    mine = invoke("replay", "toy", "--fitness", f"{home}:score", "--complete").stdout
+    assert mine.count("1.2 [1.2, 1.2]") > 1
+    assert "~N: the measurements do not tell it apart from place N" in mine
+    assert "   ~1" in mine
+
+
 def test_replay_names_what_no_profiler_measured(finished: Finished) -> None:
     for option in ("--weights", "--guards"):
         done = invoke("replay", "toy", option, "perf:self_share[f(a, b)]=0.1")
