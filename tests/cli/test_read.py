@@ -251,7 +251,7 @@ def test_replay_by_another_fitness(finished: Finished) -> None:
     mine = invoke("replay", "toy", "--fitness", f"{home}:score", "--complete").stdout
     assert mine.count("1.2 [1.2, 1.2]") > 1
     assert "~N: the measurements do not tell it apart from place N" in mine
-    assert " 2  ~1  exp-" in mine
+    assert "~1" in mine.splitlines()[4], mine
 
 
 def test_replay_names_what_no_profiler_measured(finished: Finished) -> None:
