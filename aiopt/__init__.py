@@ -14,7 +14,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from aiopt.api import columns, load_state, parse, profile, rechoose, rescore, run
+    from aiopt.api import (
+        columns,
+        load_state,
+        pareto,
+        parse,
+        profile,
+        rechoose,
+        rescore,
+        run,
+        what_if,
+    )
     from aiopt.campaign import open_campaign
     from aiopt.errors import (
         AiOptError,
@@ -68,11 +78,13 @@ __all__ = [
     "load_state",
     "load_target",
     "open_campaign",
+    "pareto",
     "parse",
     "profile",
     "rechoose",
     "rescore",
     "run",
+    "what_if",
 ]
 
 _HOMES = {
@@ -81,11 +93,13 @@ _HOMES = {
     "load_state": "aiopt.api",
     "load_target": "aiopt.target",
     "open_campaign": "aiopt.campaign",
+    "pareto": "aiopt.api",
     "parse": "aiopt.api",
     "profile": "aiopt.api",
     "rechoose": "aiopt.api",
     "rescore": "aiopt.api",
     "run": "aiopt.api",
+    "what_if": "aiopt.api",
 }
 """Where each name is defined; everything else is in `aiopt.errors`."""
 

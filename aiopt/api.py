@@ -16,11 +16,12 @@ from aiopt.columnar import Columns, Unprojectable
 from aiopt.config import structure, unstructure
 from aiopt.errors import ConfigError, LogError, UnknownPluginError
 from aiopt.events import CampaignStarted
+from aiopt.ids import short_name
 from aiopt.log import Log
 from aiopt.metrics import FORMATS
 from aiopt.projection import Projection
 from aiopt.protocols import Failed, Inconclusive, ProfileResult
-from aiopt.quick_rescore import only_weights, quick_rescore
+from aiopt.quick_rescore import LEAST, only_weights, quick_rescore
 from aiopt.ranking import DEFAULT_FITNESS
 from aiopt.rechoosing import Rechosen
 from aiopt.rechoosing import rechoose as rechoose_campaign
@@ -29,18 +30,22 @@ from aiopt.rescoring import Rescored
 from aiopt.rescoring import rescore as rescore_campaign
 from aiopt.rules import RuleParams, params_from
 from aiopt.settings import TRY, Settings
-from aiopt.views import EvidenceRow, Summary, evidence_table, summary
+from aiopt.views import EvidenceRow, ParetoView, Summary, evidence_table, pareto_view, summary
+from aiopt.weight_grid import WhatIf, grid_points
+from aiopt.weight_grid import what_if as ask_everywhere
 
 __all__ = [
     "columns",
     "load_state",
     "merged",
+    "pareto",
     "parse",
     "profile",
     "rechoose",
     "rescore",
     "rule_parameters",
     "run",
+    "what_if",
     "with_changes",
 ]
 
@@ -215,10 +220,10 @@ def rescore(
 ) -> Rescored:
     """What the same measurements would have led to under other weights, rules or parameters.
 
-    See `aiopt.rescoring.rescore`. `campaign` is a stream; without it, the latest one. `changes` are
-    parameters of the rule by name, such as `{"mei": 0.05, "layout.rotate": 0}`. `fitness` is what
-    the ranking is by (see `aiopt.scoring`), `guards` what profilers must not have found more of;
-    if `complete`, only those are ranked that have every signal with a weight.
+    See `aiopt.rescoring.rescore`. `campaign` is one such as cmp-0002; without it, the latest one.
+    `changes` are parameters of the rule by name, such as `{"mei": 0.05, "layout.rotate": 0}`.
+    `fitness` is what the ranking is by (see `aiopt.scoring`), `guards` what profilers must not have
+    found more of; if `complete`, only those are ranked that have every signal with a weight.
 
     Raises:
         ConfigError: no such campaign, rule, parameter or metric.
@@ -246,6 +251,60 @@ def rescore(
     )
 
 
+def what_if(
+    log: Path | str,
+    axes: Mapping[str, Sequence[float] | None] | Sequence[str],
+    *,
+    campaign: str | None = None,
+    rule: str | None = None,
+    changes: Mapping[str, Any] | None = None,
+    fitness: str = DEFAULT_FITNESS,
+    guards: Mapping[str, float] | None = None,
+    top: int = 5,
+    progress: Callable[[int], None] = lambda done: None,
+) -> WhatIf:
+    """Which conclusions hold whatever the weights are; see `aiopt.weight_grid`.
+
+    `axes` are the weights of each metric, of which every combination is a point, or names of
+    metrics, whose weights are then all tenths that add up to 1. The rest is as in `rescore`; `top`
+    is how many of the first candidates are compared with each other.
+
+    Raises:
+        ConfigError: as `rescore`; or there are too many points.
+        LogError: there is no log, or it is damaged.
+    """
+    points = grid_points(axes if isinstance(axes, Mapping) else dict.fromkeys(axes))
+    only = only_weights(rule=rule, changes=changes, fitness=fitness, guards=guards, complete=False)
+    if only and Path(log).is_file() and Path(log).stat().st_size >= LEAST:
+
+        def ask(weights: Mapping[str, float]) -> Rescored:
+            return rescore(log, campaign=campaign, weights=weights)
+    else:
+        campaigns = load_state(log).campaigns
+        found = campaigns[_chosen(log, [*campaigns], campaign)]
+        params = with_changes(found.params, changes) if changes else None
+
+        def ask(weights: Mapping[str, float]) -> Rescored:
+            return rescore_campaign(
+                found, weights=weights, rule=rule, params=params, fitness=fitness, guards=guards
+            )
+
+    return ask_everywhere(ask, points, top=top, progress=progress)
+
+
+def pareto(
+    log: Path | str, metrics: Sequence[str] = (), *, campaign: str | None = None
+) -> ParetoView:
+    """Which candidates are the best of something: the front over these metrics, or the primaries.
+
+    Raises:
+        ConfigError: no such campaign or metric.
+        LogError: there is no log, or it is damaged.
+    """
+    campaigns = load_state(log).campaigns
+    return pareto_view(campaigns[_chosen(log, [*campaigns], campaign)], metrics)
+
+
 def rechoose(
     log: Path | str,
     *,
@@ -258,8 +317,8 @@ def rechoose(
 ) -> Rechosen:
     """What another strategy, seed or other parameters would have built on; see `aiopt.rechoosing`.
 
-    `campaign` is a stream; without it, the latest one. `options` are the strategy's, as in
-    `aiopt.toml`; what is not among them stays as it was, if the campaign's own strategy is meant.
+    `campaign` is one such as cmp-0002; without it, the latest one. `options` are the strategy's, as
+    in `aiopt.toml`; what is not among them stays as it was, if the campaign's own is meant.
     `edges` are MAP-Elites' measures with the edges of their bins, `weights` those of a strategy
     that has any.
 
@@ -299,13 +358,14 @@ def rechoose(
 
 
 def _chosen(log: Path | str, streams: Sequence[str], campaign: str | None) -> str:
-    """The campaign that is meant, or the latest."""
+    """The campaign that is meant, by its stream or the short name of that, or the latest."""
     if not streams:
         raise ConfigError(str(log), [("", "there is no campaign in this log")])
-    if campaign is not None and campaign not in streams:
-        problem = f"{campaign!r} is not there; there are {', '.join(streams)}"
+    found = [stream for stream in streams if campaign in (None, stream, short_name(stream))]
+    if not found:
+        problem = f"{campaign!r} is not there; there are {', '.join(map(short_name, streams))}"
         raise ConfigError(str(log), [("campaign", problem)])
-    return streams[-1] if campaign is None else campaign
+    return found[-1]
 
 
 # ---- parameters of a rule by their names ----

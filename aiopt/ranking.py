@@ -36,6 +36,7 @@ __all__ = [
     "FITNESSES",
     "Ranked",
     "Ranking",
+    "breaks_a_guard",
     "equal_weights",
     "not_comparable",
     "rank",
@@ -280,3 +281,24 @@ def equal_weights(params: RuleParams) -> dict[str, float]:
     """Each primary as much as the others."""
     primaries = [name for name, metric in params.metrics.items() if metric.role == "primary"]
     return {name: 1 / len(primaries) for name in primaries}
+
+
+def breaks_a_guard(
+    campaign: CampaignState, experiment: ExperimentState, *, besides: Sequence[str] = ()
+) -> bool:
+    """Whether its verdict found a guard broken, of another metric than those `besides`. A primary
+    may be worse than the incumbent's: that is what the fitness is about.
+    """
+    verdict = experiment.verdict
+    assert verdict is not None
+    if verdict.kind == "discard_regression" and not verdict.effects:
+        return True  # beyond an absolute limit
+    workloads = campaign.params.guard_workloads
+    return any(
+        effect.state == "broken"
+        and (
+            effect.workload in workloads
+            or (effect.role == "guard" and effect.metric not in besides)
+        )
+        for effect in verdict.effects
+    )

@@ -8,8 +8,8 @@ from numpy.random import Generator
 from aiopt.events import PatchRef
 from aiopt.genome import Genome, ordered, without
 from aiopt.ids import candidate_id
-from aiopt.ranking import DEFAULT_FITNESS, rank
-from aiopt.replay import CampaignState, ExperimentState, ProposalState
+from aiopt.ranking import DEFAULT_FITNESS, breaks_a_guard, rank
+from aiopt.replay import CampaignState, ProposalState
 from aiopt.standing import Standing, best_first
 
 __all__ = [
@@ -54,7 +54,7 @@ def individuals(
     for ranked in sorted(ranking.ranked, key=lambda ranked: ranked.number):
         experiment = state.experiments[ranked.experiment]
         started = experiment.started
-        if not _breaks_a_guard(state, experiment):
+        if not breaks_a_guard(state, experiment):
             found[started.candidate] = Individual(
                 candidate=started.candidate,
                 genome=started.genome,
@@ -63,19 +63,6 @@ def individuals(
             )
     everyone = sorted(found.values(), key=lambda one: one.number)
     return [everyone[place] for place in best_first([e.standing for e in everyone], sure=False)]
-
-
-def _breaks_a_guard(state: CampaignState, experiment: ExperimentState) -> bool:
-    """A primary may be worse than the incumbent's: that is what the fitness is about."""
-    verdict = experiment.verdict
-    assert verdict is not None
-    if verdict.kind == "discard_regression" and not verdict.effects:
-        return True  # beyond an absolute limit
-    guards = state.params.guard_workloads
-    return any(
-        effect.state == "broken" and (effect.role == "guard" or effect.workload in guards)
-        for effect in verdict.effects
-    )
 
 
 def best(contestants: Sequence[Individual], z: float, rng: Generator) -> Individual:

@@ -1,8 +1,6 @@
 """`aiopt replay`: the same measurements under other weights or another rule."""
 
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +9,23 @@ import orjson
 from attrs import frozen
 
 from aiopt import plugins
-from aiopt.api import rechoose, with_changes
+from aiopt.api import rechoose, what_if, with_changes
 from aiopt.batch_rescoring import BatchRescored
 from aiopt.cli._choices import choice_lines, edges_of, toml_values
 from aiopt.cli._options import Places, as_json, numbers, results, set_option
 from aiopt.cli._places import choose_campaign, find_campaign, find_log, read_state
+from aiopt.cli._ranking import first_lines, ranking_lines
 from aiopt.cli._report import rules_lines
-from aiopt.cli._text import print_json, short, table
+from aiopt.cli._text import print_json, short
+from aiopt.cli._what_if import axes_of, what_if_lines, what_if_progress
 from aiopt.cli._work import check_changes
-from aiopt.fitness import Fitness
 from aiopt.quick_rescore import only_weights, quick_rescore
-from aiopt.ranking import DEFAULT_FITNESS, FITNESSES, Ranked
+from aiopt.ranking import DEFAULT_FITNESS, FITNESSES
 from aiopt.rechoosing import Rechosen
 from aiopt.replay import CampaignState
 from aiopt.rescoring import Decision, Rescored, rescore
 from aiopt.rules import RuleParams
 from aiopt.settings import TRY
-from aiopt.standing import Objective, Standing, tied_with
-from aiopt.stats import percent
 from aiopt.verdict import RULES
 from aiopt.views import compare_rules, to_json
 
@@ -62,6 +59,13 @@ _OF_MEASURING = ("void.", "warmup", "audit_", "ablation_")
     callback=numbers,
     metavar="A=0.05",
     help="Do not rank what has more of a profiler's scalar than its incumbent, by this share.",
+)
+@click.option(
+    "--what-if",
+    "axes",
+    callback=axes_of,
+    metavar="A,B|A=0:1:0.1,…",
+    help="Over a grid of weights: what holds at each of them, and what does not.",
 )
 @click.option("--strategy", metavar="NAME", help="Another strategy: what it would have built on.")
 @click.option("--seed", type=click.IntRange(min=0), help="Another seed of the strategy.")
@@ -98,6 +102,7 @@ def replay(
     fitness: str,
     guards: Mapping[str, float] | None,
     complete: bool,
+    axes: Mapping[str, Sequence[float] | None] | None,
     strategy: str | None,
     seed: int | None,
     strategy_options: Mapping[str, Any],
@@ -123,6 +128,7 @@ def replay(
       aiopt replay pyserver --fitness seed-causal
       aiopt replay pyserver --weights 'cpu_seconds=1,callgrind:instructions=0.5'
       aiopt replay pyserver --guards 'offcpu:off_cpu_ms[L]=0.1'
+      aiopt replay pyserver --what-if cpu_seconds,peak_rss_mb
       aiopt replay pyserver --strategy map-elites --edges peak_rss_mb=0.5,0.7,0.9,1.1
       aiopt replay pyserver --strategy genetic --option population=6 --seed 3
       aiopt replay results/pyserver/events.db --set mei=0.05 --json
@@ -136,6 +142,14 @@ def replay(
     choosing = bool(strategy or seed is not None or strategy_options or edges)
     if choosing and rule == _ALL:
         raise click.UsageError("--rule all compares rules: without a strategy's options")
+    if axes is not None:
+        if weights or choosing or complete or rule == _ALL:
+            problem = (
+                "--what-if goes over weights itself: without --weights, --complete, --rule all"
+            )
+            raise click.UsageError(f"{problem}, and options of a strategy")
+        _ask_everywhere(path, axes, campaign, rule, changes, fitness, guards, top, as_json)
+        return
     if not choosing and only_weights(
         rule=rule, changes=changes, fitness=fitness, guards=guards, complete=complete
     ):
@@ -175,6 +189,36 @@ def replay(
             seed=seed,
         )
     _show(_Shown.of(result), rechosen, changes, path, top, as_json)
+
+
+def _ask_everywhere(
+    path: Path,
+    axes: Mapping[str, Sequence[float] | None],
+    campaign: str | None,
+    rule: str | None,
+    changes: Mapping[str, bool | int | float],
+    fitness: str,
+    guards: Mapping[str, float] | None,
+    top: int,
+    as_json: bool,
+) -> None:
+    if changes:
+        check_changes(changes, rule or find_campaign(read_state(path), campaign, path).started.rule)
+    result = what_if(
+        path,
+        axes,
+        campaign=campaign,
+        rule=rule,
+        changes=changes,
+        fitness=fitness,
+        guards=guards,
+        progress=what_if_progress,
+    )
+    if as_json:
+        print_json({**to_json(result), "log": str(path)})
+        return
+    for line in what_if_lines(result, top):
+        click.echo(line)
 
 
 def _has_weights(campaign: CampaignState) -> bool:
@@ -285,91 +329,22 @@ def _lines(shown: _Shown, changes: Mapping[str, bool | int | float], top: int) -
         yield f"{', '.join(idle)}: says what is measured, so no decision is changed by it"
     yield ""
     if result.ranking:
-        yield from _ranking(result, shown.ranked, top)
+        yield from ranking_lines(result, shown.ranked, top)
     else:
         yield "no candidate can be ranked"
     not_ranked = (f"not ranked: {short(name)}: {reason}" for name, reason in result.unranked)
-    yield from _first(not_ranked, shown.unranked, top)
+    yield from first_lines(not_ranked, shown.unranked, top)
     yield ""
     if not shown.decisions:
         yield "no decision was made yet"
         return
     flips = result.flips
     yield f"decisions: {shown.decisions}, flipped: {len(flips)}"
-    yield from _first((f"  {_flip(decision)}" for decision in flips), len(flips), top)
+    yield from first_lines((f"  {_flip(decision)}" for decision in flips), len(flips), top)
     if result.parts_at is not None:
         yield f"the histories part at event {result.parts_at}"
         yield "what was proposed and measured after it is the logged history's, not the other's"
     yield from _unknown(shown, top)
-
-
-def _first(lines: Iterable[str], count: int, top: int) -> Iterator[str]:
-    """So many of them, and how many more there are."""
-    yield from islice(lines, top)
-    if count > top:
-        yield f"… and {count - top:,} more; --top {count} shows all, --json has them"
-
-
-def _ranking(result: Rescored, count: int, top: int) -> Iterator[str]:
-    shown = result.ranking[:top]
-    tied = tied_with([ranked.standing for ranked in shown])
-    is_weighted = result.fitness == DEFAULT_FITNESS
-    rows = [
-        (
-            str(place),
-            f"~{first}" if first < place else "",
-            short(ranked.experiment),
-            ranked.patch,
-            *([] if is_weighted else [_score(ranked.standing)]),
-            _percent(ranked.total),
-            _interval(_in_all(ranked)),
-            _percent(ranked.step.value),
-            _interval(ranked.step),
-            str(ranked.step.pairs),
-            f"without {', '.join(ranked.step.missing)}" if ranked.step.missing else "",
-        )
-        for place, (ranked, first) in enumerate(zip(shown, (n + 1 for n in tied), strict=True), 1)
-    ]
-    score = [] if is_weighted else [result.fitness]
-    head = ("", "", "experiment", "patch", *score, "better in all", "95 % interval")
-    head = (*head, "own step", "95 % interval", "pairs", "")
-    yield table(head, rows, right=[0, *range(4, 8 + len(score)), 8 + len(score)])
-    yield from _first((), count, top)
-    if any(first < place for place, first in enumerate(tied)):
-        yield "~N: the measurements do not tell it apart from place N"
-    if result.compared_by and result.lacking:
-        lacking = ", ".join(f"{name} ({n} without)" for name, n in result.lacking.items())
-        yield (
-            f"compared by {', '.join(result.compared_by)}, which all of them were measured on, and "
-            f"not by {lacking}; --complete ranks only those that have everything"
-        )
-
-
-def _score(standing: Standing) -> str:
-    """What the ranking is by, the most important first."""
-    if len(standing.objectives) > 1:
-        return ", ".join(_percent(objective.value) for objective in standing.objectives)
-    (objective,) = standing.objectives
-    if not math.isfinite(objective.se):
-        return f"{objective.value:.4g} [?, ?]"
-    return f"{objective.value:.4g} [{objective.low:.4g}, {objective.high:.4g}]"
-
-
-def _in_all(ranked: Ranked) -> Objective:
-    return Objective(value=ranked.total, se=ranked.se, step_se=ranked.step.se)
-
-
-def _interval(number: Objective | Fitness) -> str:
-    return f"[{_bound(number.low)}, {_bound(number.high)}]"
-
-
-def _percent(value: float) -> str:
-    return f"{100 * percent(value):+.2f} %"
-
-
-def _bound(value: float) -> str:
-    text = f"{100 * percent(value):+.2f}"
-    return text if abs(value) != float("inf") else "?"
 
 
 def _flip(decision: Decision) -> str:
@@ -393,7 +368,7 @@ def _unknown(shown: _Shown, top: int) -> Iterator[str]:
         for decision in decisions
         if _is_open(decision)
     )
-    yield from _first(lines, shown.open, top)
+    yield from first_lines(lines, shown.open, top)
     strangers = [short(d.experiment) for d in decisions if not d.same_premise]
     if strangers:
         names = ", ".join(strangers[:top])

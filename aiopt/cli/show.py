@@ -8,6 +8,7 @@ import click
 from aiopt.blobs import BlobStore, blobs_beside
 from aiopt.cli._options import Places, as_json, results
 from aiopt.cli._places import find_log, find_stream, read_state
+from aiopt.cli._ranking import pareto_lines
 from aiopt.cli._report import (
     budget_lines,
     calibration_table,
@@ -27,6 +28,7 @@ from aiopt.views import (
     budget_view,
     evidence_lines,
     experiment_view,
+    pareto_view,
     summary,
     to_json,
 )
@@ -48,6 +50,13 @@ __all__ = ["show"]
     is_flag=True,
     help="Print the error budget: what each candidate that was screened was charged.",
 )
+@click.option(
+    "--pareto",
+    is_flag=False,
+    flag_value="",
+    metavar="[A,B]",
+    help="Print which candidates are the best of something: over these metrics, or the primaries.",
+)
 @as_json
 def show(
     log: str,
@@ -55,6 +64,7 @@ def show(
     results: Path,
     stage_log: str | None,
     budget: bool,
+    pareto: str | None,
     as_json: bool,
 ) -> None:
     """Show campaigns with their candidates, or everything about one experiment.
@@ -65,6 +75,8 @@ def show(
       aiopt show pyserver exp-0007
       aiopt show pyserver exp-0007 --stage-log build
       aiopt show pyserver cmp-0002 --budget
+      aiopt show pyserver --pareto
+      aiopt show pyserver --pareto cpu_seconds,latency_p99_ms
     """
     path = find_log(log, results)
     state = read_state(path)
@@ -75,8 +87,13 @@ def show(
         if stage_log is not None:
             raise click.UsageError("--stage-log needs an experiment, not a campaign")
         chosen = [c for c in state.campaigns.values() if stream in (None, c.stream)]
+        if pareto is not None:
+            _fronts(path, chosen, [*filter(None, pareto.split(","))], as_json)
+            return
         (_budgets if budget else _campaigns)(path, chosen, as_json)
         return
+    if pareto is not None:
+        raise click.UsageError("--pareto is of a campaign, not of an experiment")
     if budget:
         raise click.UsageError("--budget belongs to a campaign, not to an experiment")
     view = _view(path, state, stream)
@@ -96,6 +113,18 @@ def _campaigns(path: Path, campaigns: Sequence[CampaignState], as_json: bool) ->
         print_json({"log": str(path), "campaigns": found})
     else:
         _echo_all(path, [summary_lines(each) for each in found])
+
+
+def _fronts(
+    path: Path, campaigns: Sequence[CampaignState], metrics: Sequence[str], as_json: bool
+) -> None:
+    views = [pareto_view(campaign, metrics) for campaign in campaigns]
+    if as_json:
+        print_json({"log": str(path), "campaigns": [to_json(view) for view in views]})
+        return
+    for view in views:
+        for line in pareto_lines(view):
+            click.echo(line)
 
 
 def _budgets(path: Path, campaigns: Sequence[CampaignState], as_json: bool) -> None:

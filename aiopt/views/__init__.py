@@ -45,6 +45,7 @@ from aiopt.views.evidence import (
     result_row,
     scalar_text,
 )
+from aiopt.views.pareto import ParetoRow, ParetoView, pareto_view
 from aiopt.views.progress import ProgressView, progress_view
 from aiopt.views.tables import (
     GateRow,
@@ -74,6 +75,8 @@ __all__ = [
     "GateRow",
     "LookRow",
     "PairRow",
+    "ParetoRow",
+    "ParetoView",
     "ProgressView",
     "RuleRow",
     "RulesView",
@@ -101,6 +104,7 @@ __all__ = [
     "look_table",
     "mechanism_flags",
     "pair_table",
+    "pareto_view",
     "primary_effects",
     "profiles_of",
     "progress_view",

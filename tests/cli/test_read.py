@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -252,6 +253,47 @@ def test_replay_by_another_fitness(finished: Finished) -> None:
     assert mine.count("1.2 [1.2, 1.2]") > 1
     assert "~N: the measurements do not tell it apart from place N" in mine
     assert "~1" in mine.splitlines()[4], mine
+
+
+def test_replay_over_a_grid_of_weights(finished: Finished) -> None:
+    """What holds at each of them, and what does not."""
+    text = invoke("replay", "toy", "--what-if", "cost,size").stdout
+    assert "11 weightings of cost, size" in text
+    assert "first at 10 of 11: exp-0007 06-scaled (cost 0.1 to 1, size 0 to 0.9)" in text
+    assert "  exp-0003 01-better: keep; not kept at 2 of 11, cost 0 to 0.1, size 0.9 to 1" in text
+    assert "exp-0007 before exp-0003: at 10 of 11, always proved" in text
+    one = invoke("replay", "toy", "--what-if", "cost=1,size=0:0.2:0.1").stdout
+    assert "3 weightings" in one
+    assert "first at every weighting: exp-0007 06-scaled" in one
+    cut = invoke("replay", "toy", "--what-if", "size", "--top", "1", "--set", "mei=0.5").stdout
+    assert "everywhere" in cut
+    assert "… and 1 more; --top 2 shows all" in cut
+    found = json.loads(invoke("replay", "toy", "--what-if", "cost,size", "--json").stdout)
+    assert len(found["points"]) == 11
+    assert not found["robust"]
+    for words, problem in (
+        (("--what-if", "cost=1:0:1"), "expected METRIC, or METRIC=FROM:TO:STEP"),
+        (("--what-if", "cost=0:1"), "expected METRIC, or METRIC=FROM:TO:STEP"),
+        (("--what-if", "cost,cost"), "expected every metric once"),
+        (("--what-if", "cost", "--weights", "cost=1"), "--what-if goes over weights itself"),
+        (("--what-if", "colour"), "no such metric"),
+    ):
+        assert problem in errors_of(*words)
+
+
+def test_show_pareto(finished: Finished) -> None:
+    """The front over the primaries, or over what is asked for."""
+    text = invoke("show", "toy", "--pareto").stdout
+    assert "1 of 5 are the best of something" in text
+    assert re.search(r"06-scaled +\+28.00 % \[\+28.00, \+28.00\] +front +keep", text)
+    assert re.search(r"01-better .* behind exp-0007 +keep", text)
+    assert "not compared: exp-0005: invalid: test: exit 1" in text
+    found = json.loads(invoke("show", "toy", "--pareto", "cost,size", "--json").stdout)
+    (view,) = found["campaigns"]
+    assert view["metrics"] == ["cost", "size"]
+    assert "colour" in invoke("show", "toy", "--pareto", "colour").stderr
+    wrong = invoke("show", "toy", "exp-0003", "--pareto")
+    assert "--pareto is of a campaign" in wrong.stderr
 
 
 def test_replay_names_what_no_profiler_measured(finished: Finished) -> None:
