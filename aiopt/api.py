@@ -1,19 +1,19 @@
 """The few functions that a script or a notebook needs, synchronous; `aiopt` itself exports them."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import anyio
-from attrs import evolve, fields, has
+from attrs import evolve
 
 from aiopt import plugins
 from aiopt.benchmark_output import result_of
 from aiopt.campaign import Observer, open_campaign
 from aiopt.columnar import Columns, Unprojectable
-from aiopt.config import structure, unstructure
+from aiopt.config import structure
 from aiopt.errors import ConfigError, LogError, UnknownPluginError
 from aiopt.events import CampaignStarted
 from aiopt.ids import short_name
@@ -28,7 +28,7 @@ from aiopt.rechoosing import rechoose as rechoose_campaign
 from aiopt.replay import LogState, fold
 from aiopt.rescoring import Rescored
 from aiopt.rescoring import rescore as rescore_campaign
-from aiopt.rules import RuleParams, params_from
+from aiopt.rule_changes import with_changes
 from aiopt.settings import TRY, Settings
 from aiopt.views import EvidenceRow, ParetoView, Summary, evidence_table, pareto_view, summary
 from aiopt.weight_grid import WhatIf, grid_points
@@ -37,16 +37,13 @@ from aiopt.weight_grid import what_if as ask_everywhere
 __all__ = [
     "columns",
     "load_state",
-    "merged",
     "pareto",
     "parse",
     "profile",
     "rechoose",
     "rescore",
-    "rule_parameters",
     "run",
     "what_if",
-    "with_changes",
 ]
 
 _LARGEST = 256 << 20
@@ -201,7 +198,7 @@ def columns(log: Path | str) -> Columns:
     """
     try:
         with Projection.open(log) as opened:
-            return opened.columns
+            return opened.whole()
     except Unprojectable as error:
         load_state(log)
         raise LogError(f"{log}: cannot be read by columns: {error}") from error
@@ -366,43 +363,3 @@ def _chosen(log: Path | str, streams: Sequence[str], campaign: str | None) -> st
         problem = f"{campaign!r} is not there; there are {', '.join(map(short_name, streams))}"
         raise ConfigError(str(log), [("campaign", problem)])
     return found[-1]
-
-
-# ---- parameters of a rule by their names ----
-
-
-def rule_parameters() -> tuple[str, ...]:
-    """Those that are plain numbers or truth values, parts of a table as `table.name`."""
-    return tuple(sorted(_parameters(RuleParams)))
-
-
-def _parameters(kind: type[Any], prefix: str = "") -> Iterator[str]:
-    for attribute in fields(kind):
-        name, default = f"{prefix}{attribute.name}", attribute.default
-        if has(type(default)):
-            yield from _parameters(type(default), f"{name}.")
-        elif default is None or isinstance(default, int | float):
-            yield name
-
-
-def merged(options: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Options, as a table of `aiopt.toml` has them, with changes by name on top."""
-    found = dict(options)
-    for name, value in changes.items():
-        table, _, inner = name.partition(".")
-        found[table] = {**found.get(table, {}), inner: value} if inner else value
-    return found
-
-
-def with_changes(params: RuleParams, changes: Mapping[str, Any]) -> RuleParams:
-    """The same parameters but for these.
-
-    Raises:
-        ConfigError: there is no parameter of such a name, or they make no sense together.
-    """
-    unknown = sorted(changes.keys() - set(rule_parameters()))
-    if unknown:
-        known = ", ".join(rule_parameters())
-        problem = f"no parameter {', '.join(unknown)}; there are {known}"
-        raise ConfigError("rule parameters", [("", problem)])
-    return params_from(merged(unstructure(params), changes))

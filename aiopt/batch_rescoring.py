@@ -15,19 +15,22 @@ from attrs import define, evolve, field, frozen
 
 from aiopt.batch_decisions import KINDS, BatchDecisions, decide_all
 from aiopt.batch_fitness import BatchCompared, BatchFitness, compare_all
+from aiopt.calibration import Measured
 from aiopt.columnar import OUTCOMES, PURPOSES, VERDICTS, Columns, Records, Unprojectable
 from aiopt.events import CampaignStarted, Event
 from aiopt.evidence import is_evidence
 from aiopt.fitness import Fitness
 from aiopt.ids import candidate_id
 from aiopt.pair_columns import pair_columns
+from aiopt.pairs import pairs_by_purpose
 from aiopt.ranking import DEFAULT_FITNESS, Ranked, not_comparable
 from aiopt.rescoring import Decision, Rescored
 from aiopt.rules import NeedsMore, RuleParams, params_from, vary
 from aiopt.scoring import UNFOUNDED
 from aiopt.standing import ONE_SIDED, Objective, Standing
 from aiopt.stats import Floats
-from aiopt.verdict import check_rule, decide
+from aiopt.two_stage import TwoStage
+from aiopt.verdict import check_rule
 
 __all__ = ["BatchRescored", "Source", "rescore_columns"]
 
@@ -171,14 +174,18 @@ class BatchRescored:
         """Let the rule itself decide; what is only shown has no part in that."""
         params = _without_what_is_shown(self.params)
         texts, kinds = self.source.columns.texts, self.decisions.kinds
-        facts: dict[int, Sequence[Event]] = {}
+        rule = TwoStage()
+        facts: dict[int, tuple[Sequence[Event], Measured]] = {}
         for row in np.flatnonzero(rows).tolist():
             calibration = int(self.calibrations[row])
             if calibration not in facts:
                 stream = texts["stream"][calibration]
-                facts[calibration] = self.source.events(stream) if calibration >= 0 else ()
+                events = self.source.events(stream) if calibration >= 0 else ()
+                facts[calibration] = events, pairs_by_purpose(events)
+            before, calibrated = facts[calibration]
             own = self.source.events(texts["stream"][self.places[row]])
-            outcome = decide(_RULE, params, [*facts[calibration], *own])
+            measured = {**calibrated, **pairs_by_purpose(own)}
+            outcome = rule.decide_on(params, [*before, *own], measured)
             if isinstance(outcome, NeedsMore):
                 kinds[row], self.decisions.needs[row] = _NEEDS_MORE, outcome.missing
             else:
@@ -210,8 +217,7 @@ class BatchRescored:
         totals, variances = np.zeros(size), np.zeros(size)
         known = np.zeros(size + 1, dtype=np.bool_)  # the last one for a baseline without records
         known[self._code(self.baseline)] = True
-        # as `float ** 2` rounds, which is not always what a product does
-        variance = np.fromiter((se**2 for se in fitness.se.tolist()), np.float64, fitness.se.size)
+        variance = fitness.se * fitness.se
         self._total, own = np.zeros(self.places.size), np.zeros(self.places.size)
         self._founded = np.zeros(self.places.size, dtype=np.bool_)
         origins = np.isin(records["candidate"], np.unique(records["incumbent"])) & measured

@@ -8,7 +8,7 @@ what rankings and decisions need. Whatever a fold would refuse or treat in a way
 
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
-from typing import Any, get_args
+from typing import Any, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,8 @@ __all__ = [
     "Columns",
     "Gathering",
     "Names",
+    "Tables",
+    "TablesInMemory",
     "Unprojectable",
     "joined",
 ]
@@ -168,6 +170,30 @@ class Names:
         return found
 
 
+class Tables(Protocol):
+    """What is there once an experiment, and not once a run."""
+
+    @property
+    def candidates(self) -> Sequence[str]:
+        """See `Columns`, here and below."""
+        ...
+
+    @property
+    def experiments(self) -> Records: ...
+
+    @property
+    def texts(self) -> Mapping[str, Sequence[str]]: ...
+
+
+@frozen(kw_only=True)
+class TablesInMemory:
+    """See `Tables`."""
+
+    candidates: Sequence[str]
+    experiments: Records
+    texts: Mapping[str, Sequence[str]]
+
+
 @frozen(kw_only=True)
 class Columns:
     """The runs and experiments of a log, up to the event `last_seq`."""
@@ -179,14 +205,24 @@ class Columns:
     """Their streams, in order."""
     began: tuple[int, ...]
     """The `seq` of each campaign's first event."""
-    candidates: tuple[str, ...]
-    """Ids of candidates and incumbents."""
-    experiments: Records
-    """One record an experiment, of the type EXPERIMENT, in the order in which they began."""
-    texts: Mapping[str, Sequence[str]]
-    """By the names of TEXTS, one an experiment."""
     voids: Ints
     """(pairs that do not count, 5), with the columns VOID."""
+    tables: Tables
+
+    @property
+    def candidates(self) -> Sequence[str]:
+        """Ids of candidates and incumbents."""
+        return self.tables.candidates
+
+    @property
+    def experiments(self) -> Records:
+        """One record an experiment, of the type EXPERIMENT, in the order in which they began."""
+        return self.tables.experiments
+
+    @property
+    def texts(self) -> Mapping[str, Sequence[str]]:
+        """By the names of TEXTS, one an experiment."""
+        return self.tables.texts
 
     def __len__(self) -> int:
         """How many runs."""
@@ -451,10 +487,14 @@ class Gathering:
             workloads=tuple(self.workloads.texts),
             campaigns=tuple(self.campaigns.texts),
             began=tuple(self.began),
-            candidates=tuple(self.candidates.texts),
-            experiments=self.records(),
-            texts=dict(zip(TEXTS, (self.streams.texts, self.patches, self.reasons), strict=True)),
             voids=np.array(self.voids, dtype=np.int64).reshape(-1, len(VOID)),
+            tables=TablesInMemory(
+                candidates=tuple(self.candidates.texts),
+                experiments=self.records(),
+                texts=dict(
+                    zip(TEXTS, (self.streams.texts, self.patches, self.reasons), strict=True)
+                ),
+            ),
         )
 
 

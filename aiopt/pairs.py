@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from attrs import frozen
+from attrs import field, frozen
 
 from aiopt.events import Effect, Event, PairPurpose, PairVoided, RunMeasured
 from aiopt.rules import NeedsMore, RuleParams
@@ -32,6 +32,28 @@ class Pair:
 
     a: RunMeasured
     b: RunMeasured
+    _ratios: dict[tuple[str, Direction], float | None] = field(
+        init=False, factory=dict, eq=False, repr=False
+    )
+    """What was worked out already: a decision asks for the same ratios again and again."""
+
+    def ratio(self, metric: str, direction: Direction) -> float | None:
+        """Log cost ratio, positive where the candidate is better; None where there can be none."""
+        key = metric, direction
+        if key not in self._ratios:
+            self._ratios[key] = _ratio(self, metric, direction)
+        return self._ratios[key]
+
+
+def _ratio(pair: Pair, metric: str, direction: Direction) -> float | None:
+    a, b = pair.a.metrics.get(metric), pair.b.metrics.get(metric)
+    if not a or not b:
+        return None
+    a_value = a[0] if len(a) == 1 else median(a)
+    b_value = b[0] if len(b) == 1 else median(b)
+    if a_value <= 0 or b_value <= 0:
+        return None
+    return log_ratio(a_value, b_value, direction)
 
 
 def pairs_by_purpose(
@@ -72,13 +94,10 @@ def differences(pairs: Sequence[Pair], metric: str, direction: Direction) -> lis
     """Log cost ratios, positive where the candidate is better; None where one cannot be formed."""
     found = []
     for pair in pairs:
-        a, b = pair.a.metrics.get(metric), pair.b.metrics.get(metric)
-        if not a or not b:
+        ratio = pair.ratio(metric, direction)
+        if ratio is None:
             return None
-        a_value, b_value = median(a), median(b)
-        if a_value <= 0 or b_value <= 0:
-            return None
-        found.append(log_ratio(a_value, b_value, direction))
+        found.append(ratio)
     return found
 
 

@@ -4,7 +4,8 @@
 mapped into memory; `projection/<log>.index` is a small SQLite file of pages: the stamp (last
 sequence number, and the hash of that row in the log), where each chunk is, the runs of the last
 chunk that is not full, and the tables. A chunk is written and flushed before the transaction that
-mentions it; what lies behind the last chunk that is mentioned is overwritten.
+mentions it; what lies behind the last chunk that is mentioned is overwritten. Who reads keeps a
+shared lock, for tables are read when they are asked for.
 
 The log is the only truth. If the stamp is the log's, what came later is added; if it is not, or
 anything is damaged or of another version, both files are made anew. A process that cannot have them
@@ -21,13 +22,15 @@ import sqlite3
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 import orjson
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from aiopt import codec
 from aiopt.codec import SCHEMA_VERSIONS
@@ -41,7 +44,11 @@ from aiopt.columnar import (
     Chunk,
     Columns,
     Gathering,
+    Ints,
     Names,
+    Records,
+    Tables,
+    TablesInMemory,
     Unprojectable,
 )
 from aiopt.errors import LogError
@@ -49,7 +56,7 @@ from aiopt.events import Event
 
 __all__ = ["Projection", "folder_of"]
 
-FORMAT = 1
+FORMAT = 2
 """Of the two files; another one is made anew."""
 
 _PAGE = 1024
@@ -69,6 +76,10 @@ class _Stale(Exception):
     """The files do not fit the log, or each other."""
 
 
+_DAMAGED = (_Stale, sqlite3.Error, OSError, KeyError, ValueError, TypeError, MemoryError)
+"""What reading files that are not right may lead to."""
+
+
 def folder_of(log: Path) -> Path:
     """Where the files of the log at `log` are."""
     return log.parent / "projection"
@@ -77,10 +88,13 @@ def folder_of(log: Path) -> Path:
 class Projection:
     """A log that is open to be read by columns. Close it, or use it as a context manager."""
 
-    def __init__(self, path: Path, con: sqlite3.Connection, columns: Columns) -> None:
+    def __init__(
+        self, path: Path, con: sqlite3.Connection, columns: Columns, held: ExitStack
+    ) -> None:
         self.path = path
         self.columns = columns
-        self._con = con
+        """Their tables are read when they are asked for, so ask before closing; see `whole`."""
+        self._con, self._held = con, held
 
     @classmethod
     def open(cls, log: Path | str, *, wait: float = 1.0) -> Self:
@@ -98,9 +112,11 @@ class Projection:
             con = _connected(path)
         except (sqlite3.Error, LogError, OSError, UnicodeDecodeError) as error:
             raise Unprojectable(f"{path}: {error}") from error
+        held = ExitStack()
         try:
-            return cls(path, con, _caught_up(path, con, wait))
+            return cls(path, con, _caught_up(path, con, wait, held), held)
         except BaseException as error:
+            held.close()
             con.close()
             if isinstance(error, sqlite3.Error | LogError | ValueError | TypeError):
                 raise Unprojectable(f"{path}: {error}") from error
@@ -128,8 +144,17 @@ class Projection:
         query = "SELECT type, schema_version, payload FROM event WHERE seq = ?"
         return codec.decode(*self._con.execute(query, [seq]).fetchone())
 
+    def whole(self) -> Columns:
+        """The columns with all of their tables, which can be used after closing."""
+        tables = self.columns.tables
+        in_memory = TablesInMemory(
+            candidates=tables.candidates, experiments=tables.experiments, texts=tables.texts
+        )
+        return evolve(self.columns, tables=in_memory)
+
     def close(self) -> None:
-        """Let go of the log. The columns can be used further."""
+        """Let go of the log and of the files."""
+        self._held.close()
         self._con.close()
 
     def __enter__(self) -> Self:
@@ -221,18 +246,30 @@ def _gather(con: sqlite3.Connection, gathering: Gathering, until: int) -> Iterat
 # ---- the files ----
 
 
-def _caught_up(path: Path, con: sqlite3.Connection, wait: float) -> Columns:
+def _caught_up(path: Path, con: sqlite3.Connection, wait: float, held: ExitStack) -> Columns:
+    """What the columns need for as long as they are used, goes into `held`."""
     files = _Files(folder_of(path), path.name)
-    with files.locked(fcntl.LOCK_SH, wait) as lock:
-        found = files.load(con) if lock is not None else None
+    with ExitStack() as stack:
+        lock = stack.enter_context(files.locked(fcntl.LOCK_SH, wait))
+        found = files.load(con, stack) if lock is not None else None
         if found is not None and found.up_to(con):
-            return found.columns()
-    with files.locked(fcntl.LOCK_EX, wait) as lock:
+            held.push(stack.pop_all())
+            return found.columns(con)
+    with ExitStack() as stack:
+        lock = stack.enter_context(files.locked(fcntl.LOCK_EX, wait))
         if lock is not None:
             with suppress(OSError, sqlite3.Error):
-                return files.brought_up(con)
-        _log.debug("%s: cannot be written or is in use; the columns stay in memory", files.index)
-    gathering = found.gathering() if found is not None else Gathering()
+                files.bring_up(con)
+                fcntl.flock(lock, fcntl.LOCK_SH)
+                found = files.load(con, stack)
+                if found is not None:
+                    held.push(stack.pop_all())
+                    return found.columns(con)
+    _log.debug("%s: cannot be written or is in use; the columns stay in memory", files.index)
+    gathering = Gathering()
+    with files.locked(fcntl.LOCK_SH, 0.0) as lock:
+        if lock is not None:
+            gathering, _end_of_chunks = files.gathering(con)
     for _ in _gather(con, gathering, _end(con)):
         pass
     return gathering.columns()
@@ -281,24 +318,37 @@ class _Files:
                 return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         return None
 
-    def load(self, con: sqlite3.Connection) -> "_Loaded | None":
-        """What is there and fits the log; None if nothing does."""
+    def load(self, con: sqlite3.Connection, held: ExitStack) -> "_Loaded | None":
+        """What is there and fits the log; None if nothing does. The index stays open in `held`."""
         if not self.index.is_file():
             return None
         try:
-            with closing(sqlite3.connect(self.index, isolation_level=None)) as db:
-                pages = _pages(db)
-            stamp = orjson.loads(pages["stamp", 0])
+            db = sqlite3.connect(self.index, isolation_level=None)
+            held.callback(db.close)
+            index = _Index(db)
+            stamp = orjson.loads(index.page("stamp"))
             seq = stamp["seq"]
             if stamp["format"] != _VERSIONS or _hash_at(con, seq).hex() != stamp["hash"]:
                 return None
-            return _Loaded(pages, stamp, self._mapped(pages, stamp))
-        except (_Stale, sqlite3.Error, OSError, KeyError, ValueError, TypeError, MemoryError):
+            names = orjson.loads(index.page("names"))
+            chunks, tail = self._mapped(index, stamp), _tail_of(index, stamp["tail"])
+            voids = np.frombuffer(index.page("voids"), dtype=np.int64).reshape(-1, len(VOID))
+            return _Loaded(self.index, index, stamp, names, chunks, tail, voids)
+        except _DAMAGED:
             _log.debug("%s: damaged, or of another log; it is made anew", self.index)
             return None
 
-    def _mapped(self, pages: "_Pages", stamp: Mapping[str, Any]) -> list[Chunk]:
-        places = [orjson.loads(pages["chunk", n]) for n in range(stamp["chunks"])]
+    def gathering(self, con: sqlite3.Connection) -> tuple[Gathering, int]:
+        """To go on from what is there, if it is right; and where the chunks end."""
+        with ExitStack() as stack:
+            found = self.load(con, stack)
+            if found is not None:
+                with suppress(*_DAMAGED):
+                    return found.gathering(), found.end
+        return Gathering(), 0
+
+    def _mapped(self, index: "_Index", stamp: Mapping[str, Any]) -> list[Chunk]:
+        places = [orjson.loads(page) for page in index.pages("chunk", stamp["chunks"])]
         if not places:
             return []
         with open(self.chunks, "rb") as file:
@@ -310,29 +360,23 @@ class _Files:
                     raise _Stale(self.chunks)
         return [_unpacked(place["metrics"], place["rows"], data[place["at"] :]) for place in places]
 
-    def brought_up(self, con: sqlite3.Connection) -> Columns:
-        """The files as the log is now; the lock is held."""
-        found = self.load(con)
-        if found is None:
+    def bring_up(self, con: sqlite3.Connection) -> None:
+        """Make the files as the log is now; the lock is held."""
+        gathering, end = self.gathering(con)
+        if not gathering.last_seq:
             for path in (self.index, self.chunks, Path(f"{self.index}-journal")):
                 path.unlink(missing_ok=True)
-        gathering = found.gathering() if found is not None else Gathering()
+        written = len(gathering.sealed)
         gathering.sealed.clear()
         with (
             closing(sqlite3.connect(self.index, isolation_level=None)) as db,
             open(os.open(self.chunks, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+b") as file,
         ):
-            writer = _Writer(db, file.fileno(), con)
-            if found is not None:
-                writer.end, writer.written = found.end, len(found.chunks)
+            writer = _Writer(db, file.fileno(), con, end=end, written=written)
             for _ in _gather(con, gathering, _end(con)):
                 if len(gathering.sealed) * CHUNK >= _SAVED:
                     writer.save(gathering)
             writer.save(gathering)
-        again = self.load(con)
-        if again is None:
-            raise OSError(f"{self.index}: what was written cannot be read")
-        return again.columns()
 
 
 def _locked(fd: int, how: int) -> bool:
@@ -342,8 +386,6 @@ def _locked(fd: int, how: int) -> bool:
         return False
     return True
 
-
-_Pages = Mapping[tuple[str, int], bytes]
 
 _VERSIONS = [FORMAT, zlib.crc32(repr(sorted(SCHEMA_VERSIONS.items())).encode())]
 
@@ -357,13 +399,26 @@ def _checksum(kind: str, number: int, data: bytes) -> int:
     return zlib.crc32(data, zlib.crc32(f"{kind} {number}".encode()))
 
 
-def _pages(db: sqlite3.Connection) -> _Pages:
-    found = {}
-    for kind, number, data, crc in db.execute("SELECT kind, number, data, crc FROM page"):
-        if _checksum(kind, number, data) != crc:
+@frozen
+class _Index:
+    """Pages, each of which is compared with its checksum when it is read."""
+
+    db: sqlite3.Connection
+
+    def page(self, kind: str) -> bytes:
+        """The only one of its kind."""
+        return self.pages(kind, 1)[0]
+
+    def pages(self, kind: str, count: int) -> list[bytes]:
+        """So many, in order."""
+        query = "SELECT number, data, crc FROM page WHERE kind = ? ORDER BY number LIMIT ?"
+        found = self.db.execute(query, [kind, count]).fetchall()
+        for place, (number, data, crc) in enumerate(found):
+            if number != place or _checksum(kind, number, data) != crc:
+                raise _Stale(kind)
+        if len(found) < count:
             raise _Stale(kind)
-        found[kind, number] = data
-    return found
+        return [data for _, data, _ in found]
 
 
 def _packed(chunk: Chunk) -> bytes:
@@ -375,24 +430,57 @@ def _packed(chunk: Chunk) -> bytes:
 def _unpacked(metrics: Sequence[str], rows: int, data: Any) -> Chunk:
     """Views of these bytes, without a copy."""
     at = len(metrics) * rows * 8
+    runs = _Runs(data[at : at + rows * _RUN_BYTES], rows)
     values = data[:at].view(np.float64).reshape(len(metrics), rows)
-    runs = {}
-    for name, dtype in RUN.items():
-        size = rows * dtype.itemsize
-        runs[name] = data[at : at + size].view(dtype)
-        at += size
-    if runs[name].size != rows:
-        raise _Stale("a chunk is cut short")
     return Chunk(metrics=tuple(metrics), values=values, runs=runs)
+
+
+_RUN_BYTES = sum(dtype.itemsize for dtype in RUN.values())
+
+
+class _Runs(Mapping[str, npt.NDArray[Any]]):
+    """The columns RUN of a chunk, each a view that is made when it is asked for: a log may have
+    thousands of chunks.
+    """
+
+    def __init__(self, data: npt.NDArray[np.uint8], rows: int) -> None:
+        if data.size != rows * _RUN_BYTES:
+            raise _Stale("a chunk is cut short")
+        self._data, self._rows = data, rows
+
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        at = 0
+        for column, dtype in RUN.items():
+            if column == name:
+                return self._data[at : at + self._rows * dtype.itemsize].view(dtype)
+            at += self._rows * dtype.itemsize
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(RUN)
+
+    def __len__(self) -> int:
+        return len(RUN)
+
+
+def _tail_of(index: _Index, head: Mapping[str, Any] | None) -> Chunk | None:
+    if head is None:
+        return None
+    data = np.frombuffer(index.page("tail"), dtype=np.uint8)
+    return _unpacked(head["metrics"], head["rows"], data)
 
 
 @frozen
 class _Loaded:
-    """What was read of both files, once it was found to be right."""
+    """What is in both files, of which what is needed at once was read and found to be right."""
 
-    pages: _Pages
+    path: Path
+    index: _Index
     stamp: Mapping[str, Any]
+    names: Mapping[str, Any]
     chunks: list[Chunk]
+    tail: Chunk | None
+    voids: Ints
 
     @property
     def end(self) -> int:
@@ -403,70 +491,99 @@ class _Loaded:
         """Whether the log has nothing more."""
         return _end(con) == int(self.stamp["seq"])
 
-    def _tail(self) -> Chunk | None:
-        head = self.stamp["tail"]
-        if head is None:
-            return None
-        data = np.frombuffer(self.pages["tail", 0], dtype=np.uint8)
-        return _unpacked(head["metrics"], head["rows"], data)
-
-    def _texts(self) -> list[list[str]]:
+    def texts(self) -> list[list[str]]:
         """Streams, patches and reasons of all experiments."""
         found: list[list[str]] = [[], [], []]
-        for number in range(self._experiment_pages):
-            for texts, more in zip(found, orjson.loads(self.pages["texts", number]), strict=True):
+        for page in self.index.pages("texts", self._experiment_pages):
+            for texts, more in zip(found, orjson.loads(page), strict=True):
                 texts += more
         return found
 
-    def _records(self) -> Any:
-        pages = [self.pages["experiments", n] for n in range(self._experiment_pages)]
+    def records(self) -> Records:
+        """Of all experiments."""
+        pages = self.index.pages("experiments", self._experiment_pages)
         return np.frombuffer(b"".join(pages), dtype=EXPERIMENT)
+
+    def candidates(self) -> list[str]:
+        """Ids, by number."""
+        found: list[str] = orjson.loads(self.index.page("candidates"))
+        return found
 
     @property
     def _experiment_pages(self) -> int:
         return -(-int(self.stamp["experiments"]) // _PAGE)
 
-    def _names(self) -> dict[str, Any]:
-        found: dict[str, Any] = orjson.loads(self.pages["names", 0])
-        return found
-
-    def _voids(self) -> Any:
-        return np.frombuffer(self.pages["voids", 0], dtype=np.int64).reshape(-1, len(VOID))
-
-    def columns(self) -> Columns:
-        names, tail = self._names(), self._tail()
+    def columns(self, con: sqlite3.Connection) -> Columns:
+        """The columns; `con` is of the log, from which tables are made that are damaged."""
         return Columns(
             last_seq=self.stamp["seq"],
-            chunks=(*self.chunks, *([tail] if tail is not None else [])),
-            workloads=tuple(names["workloads"]),
-            campaigns=tuple(names["campaigns"]),
-            began=tuple(names["began"]),
-            candidates=tuple(names["candidates"]),
-            experiments=self._records(),
-            texts=dict(zip(TEXTS, self._texts(), strict=True)),
-            voids=self._voids(),
+            chunks=(*self.chunks, *([self.tail] if self.tail is not None else [])),
+            workloads=tuple(self.names["workloads"]),
+            campaigns=tuple(self.names["campaigns"]),
+            began=tuple(self.names["began"]),
+            voids=self.voids,
+            tables=_StoredTables(self, con),
         )
 
     def gathering(self) -> Gathering:
         """To go on from."""
-        names = self._names()
-        streams, patches, reasons = self._texts()
+        streams, patches, reasons = self.texts()
         return Gathering(
             last_seq=self.stamp["seq"],
-            workloads=Names(names["workloads"]),
-            answers=Names(names["answers"]),
-            campaigns=Names(names["campaigns"]),
-            began=names["began"],
-            candidates=Names(names["candidates"]),
+            workloads=Names(self.names["workloads"]),
+            answers=Names(orjson.loads(self.index.page("answers"))),
+            campaigns=Names(self.names["campaigns"]),
+            began=self.names["began"],
+            candidates=Names(self.candidates()),
             streams=Names(streams),
-            experiments=[list(row) for row in self._records().tolist()],
+            experiments=[list(row) for row in self.records().tolist()],
             patches=patches,
-            genomes=names["genomes"],
+            genomes=orjson.loads(self.index.page("genomes")),
             reasons=reasons,
-            voids=[tuple(row) for row in self._voids().tolist()],
+            voids=[tuple(row) for row in self.voids.tolist()],
             sealed=list(self.chunks),
-            tail=self._tail(),
+            tail=self.tail,
         )
+
+
+class _StoredTables:
+    """Tables that are read when they are asked for."""
+
+    def __init__(self, loaded: _Loaded, con: sqlite3.Connection) -> None:
+        self._loaded, self._con = loaded, con
+
+    @cached_property
+    def candidates(self) -> Sequence[str]:
+        """See `aiopt.columnar.Columns`, here and below."""
+        try:
+            return tuple(self._loaded.candidates())
+        except _DAMAGED:
+            return self._made_anew.candidates
+
+    @cached_property
+    def experiments(self) -> Records:
+        try:
+            return self._loaded.records()
+        except _DAMAGED:
+            return self._made_anew.experiments
+
+    @cached_property
+    def texts(self) -> Mapping[str, Sequence[str]]:
+        try:
+            return dict(zip(TEXTS, self._loaded.texts(), strict=True))
+        except _DAMAGED:
+            return self._made_anew.texts
+
+    @cached_property
+    def _made_anew(self) -> Tables:
+        """From the log; whoever opens the files next makes them anew, too."""
+        _log.debug("%s: damaged; its tables are made anew", self._loaded.path)
+        with suppress(OSError):
+            self._loaded.path.unlink()
+        gathering = Gathering()
+        for _ in _gather(self._con, gathering, int(self._loaded.stamp["seq"])):
+            pass
+        return gathering.columns().tables
 
 
 @define
@@ -529,17 +646,17 @@ class _Writer:
         gathering.touched.clear()
         names = {
             "workloads": gathering.workloads.texts,
-            "answers": gathering.answers.texts,
             "campaigns": gathering.campaigns.texts,
             "began": gathering.began,
-            "genomes": gathering.genomes,
-            "candidates": gathering.candidates.texts,
         }
         pages["names", 0] = orjson.dumps(names)
+        pages["answers", 0] = orjson.dumps(gathering.answers.texts)
+        pages["genomes", 0] = orjson.dumps(gathering.genomes)
+        pages["candidates", 0] = orjson.dumps(gathering.candidates.texts)
         pages["voids", 0] = np.array(gathering.voids, dtype=np.int64).tobytes()
         return pages
 
-    def _commit(self, pages: _Pages) -> None:
+    def _commit(self, pages: Mapping[tuple[str, int], bytes]) -> None:
         if not self._made:
             self.db.execute("PRAGMA synchronous = NORMAL")
             self.db.execute(_TABLE)

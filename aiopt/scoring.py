@@ -66,7 +66,7 @@ class _Origin:
 
     def after(self, step: Fitness) -> "_Origin":
         """The steps' pairs are different ones, so their variances add up."""
-        return _Origin(self.total + step.value, self.variance + step.se**2)
+        return _Origin(self.total + step.value, self.variance + step.se * step.se)
 
 
 class Steps:

@@ -77,10 +77,15 @@ class TwoStage:
 
     def decide(self, params: RuleParams, events: Sequence[Event]) -> VerdictReached | NeedsMore:
         """See `Rule.decide`."""
+        return self.decide_on(params, events, pairs_by_purpose(events))
+
+    def decide_on(
+        self, params: RuleParams, events: Sequence[Event], measured: Measured
+    ) -> VerdictReached | NeedsMore:
+        """The same, where the pairs of the events are at hand."""
         gate = failed_gate(events)
         if gate is not None:
             return self._verdict(*gate)
-        measured = pairs_by_purpose(events)
         missing = missing_calibration(params, measured)
         if missing is not None:
             return missing

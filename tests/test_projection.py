@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -42,7 +42,7 @@ def slowly(log: Path) -> Columns:
 
 def columns_of(log: Path, wait: float = 1.0) -> Columns:
     with Projection.open(log, wait=wait) as opened:
-        return opened.columns
+        return opened.whole()
 
 
 @pytest.fixture(scope="module")
@@ -159,12 +159,12 @@ def test_every_bent_bit_of_a_chunk_would_be_seen(log: Path, expected: Columns) -
     data[1000] ^= 1
     path.write_bytes(data)
     found = projection._Files(folder_of(log), log.name)
-    with closing(sqlite3.connect(log)) as con:
-        assert found.load(con) is None
+    with closing(sqlite3.connect(log)) as con, ExitStack() as held:
+        assert found.load(con, held) is None
     data[1000] ^= 1
     path.write_bytes(data)
-    with closing(sqlite3.connect(log)) as con:
-        assert found.load(con) is not None
+    with closing(sqlite3.connect(log)) as con, ExitStack() as held:
+        assert found.load(con, held) is not None
 
 
 def test_what_lies_behind_the_last_chunk_does_not_matter(log: Path, expected: Columns) -> None:

@@ -10,14 +10,15 @@ import anyio
 import click
 from anyio.abc import TaskStatus
 
-from aiopt.api import merged, rule_parameters
 from aiopt.campaign import Campaign, open_campaign
+from aiopt.cli._changes import check_changes, check_fits
 from aiopt.cli._progress import Progress
 from aiopt.lease import Lease
+from aiopt.rule_changes import merged
 from aiopt.settings import Settings, load_settings
-from aiopt.verdict import RULES, check_rule
+from aiopt.verdict import check_rule
 
-__all__ = ["check_changes", "check_lease", "drive", "in_campaign", "settings_from"]
+__all__ = ["check_lease", "drive", "in_campaign", "settings_from"]
 
 T = TypeVar("T")
 
@@ -136,31 +137,6 @@ def settings_from(folder: Path, options: Mapping[str, Any], **more: Any) -> Sett
     settings = structure({**data, **more}, Settings, str(file or "settings"))
     check_rule(settings.rule)
     for name in given:
-        _check_fits(name, settings.rule, f"--{name}")
+        check_fits(name, settings.rule, f"--{name}")
     check_changes(changes, settings.rule)
     return settings
-
-
-def check_changes(changes: Mapping[str, Any], rule: str | None) -> None:
-    """Are these parameters that the rule (None: any) looks at?
-
-    Raises:
-        click.UsageError: no.
-    """
-    unknown = sorted(changes.keys() - set(rule_parameters()))
-    if unknown:
-        known = ", ".join(rule_parameters())
-        raise click.UsageError(f"--set: no parameter {', '.join(unknown)}; there are {known}")
-    for name in ("pairs", "alpha"):
-        if name in changes and rule is not None:
-            _check_fits(name, rule, f"--set {name}")
-
-
-def _check_fits(name: str, rule: str, typed: str) -> None:
-    """Numbers that a rule plans itself are not to be given, for they would be ignored."""
-    if RULES[rule].calibrated:
-        raise click.UsageError(
-            f"{typed} belongs to --rule signed-rank; {rule} plans its own numbers from the noise"
-        )
-    if name == "alpha" and rule != "signed-rank":
-        raise click.UsageError(f"{typed} belongs to --rule signed-rank; {rule} has no level")

@@ -8,9 +8,8 @@ import click
 import orjson
 from attrs import frozen
 
-from aiopt import plugins
-from aiopt.api import rechoose, what_if, with_changes
 from aiopt.batch_rescoring import BatchRescored
+from aiopt.cli._changes import check_changes
 from aiopt.cli._choices import choice_lines, edges_of, toml_values
 from aiopt.cli._options import Places, as_json, numbers, results, set_option
 from aiopt.cli._places import choose_campaign, find_campaign, find_log, read_state
@@ -18,12 +17,12 @@ from aiopt.cli._ranking import first_lines, ranking_lines
 from aiopt.cli._report import rules_lines
 from aiopt.cli._text import print_json, short
 from aiopt.cli._what_if import axes_of, what_if_lines, what_if_progress
-from aiopt.cli._work import check_changes
 from aiopt.quick_rescore import only_weights, quick_rescore
 from aiopt.ranking import DEFAULT_FITNESS, FITNESSES
 from aiopt.rechoosing import Rechosen
 from aiopt.replay import CampaignState
 from aiopt.rescoring import Decision, Rescored, rescore
+from aiopt.rule_changes import with_changes
 from aiopt.rules import RuleParams
 from aiopt.settings import TRY
 from aiopt.verdict import RULES
@@ -179,6 +178,8 @@ def replay(
     )
     rechosen = None
     if choosing or (weights and _has_weights(chosen)):
+        from aiopt.api import rechoose
+
         rechosen = rechoose(
             path,
             campaign=chosen.stream,
@@ -202,6 +203,8 @@ def _ask_everywhere(
     top: int,
     as_json: bool,
 ) -> None:
+    from aiopt.api import what_if
+
     if changes:
         check_changes(changes, rule or find_campaign(read_state(path), campaign, path).started.rule)
     result = what_if(
@@ -223,6 +226,8 @@ def _ask_everywhere(
 
 def _has_weights(campaign: CampaignState) -> bool:
     """Whether its strategy would choose otherwise under other weights."""
+    from aiopt import plugins
+
     config = campaign.started.config
     if config.get("proposer") == TRY:
         return False
