@@ -10,7 +10,7 @@ ARGS ?=
 bin := $(VENV)/bin
 
 # Modules without I/O: whatever they do can be tested, so all of it is.
-pure := aiopt/events.py,aiopt/ids.py,aiopt/codec.py,aiopt/config.py,aiopt/genome.py,aiopt/replay.py,aiopt/ranking.py,aiopt/rechoosing.py,aiopt/reproduce.py,aiopt/views/*.py,$\
+pure := aiopt/events.py,aiopt/ids.py,aiopt/plain.py,aiopt/codec.py,aiopt/config.py,aiopt/genome.py,aiopt/replay.py,aiopt/ranking.py,aiopt/rechoosing.py,aiopt/reproduce.py,aiopt/views/*.py,$\
 aiopt/stats.py,aiopt/columnar.py,aiopt/batches.py,aiopt/batch_*.py,aiopt/pair_columns.py,aiopt/fitness.py,aiopt/standing.py,aiopt/*scoring.py,aiopt/weight_grid.py,aiopt/archive.py,aiopt/grid.py,aiopt/rules.py,aiopt/rule_changes.py,aiopt/pairs.py,aiopt/verdict.py,$\
 aiopt/planning.py,aiopt/sequential.py,aiopt/calibration.py,aiopt/guards.py,aiopt/stage_progress.py,$\
 aiopt/two_stage.py,aiopt/signed_rank.py,aiopt/other_tools.py,aiopt/comparisons.py,aiopt/budget.py,aiopt/audit.py,$\

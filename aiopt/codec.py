@@ -99,7 +99,9 @@ def _list_of(kind: Any, converter: Converter) -> Callable[[Any], Any]:
 
 
 class Codec:
-    """Encodes and decodes a closed set of event classes, each with a hook that is compiled once."""
+    """Encodes and decodes a closed set of event classes, each with a hook that is compiled once,
+    when the first of its class comes.
+    """
 
     def __init__(
         self,
@@ -116,19 +118,39 @@ class Codec:
         )
         for kind, hook in _PLAIN:
             converter.register_structure_hook_func(partial(eq, kind), hook)
-        self._upcasters = dict(upcasters)
+        self._converter, self._upcasters = converter, dict(upcasters)
+        self._types = {cls.__name__: cls for cls in types}
+        self._versions = {name: versions[name] for name in self._types}
         self._encoders: dict[type, tuple[str, int, Callable[[Any], Any]]] = {}
         self._decoders: dict[str, tuple[int, Callable[[Any, Any], Any], type]] = {}
-        for cls in types:
-            name, version = cls.__name__, versions[cls.__name__]
+        for name, version in self._versions.items():
             missing = [n for n in range(1, version) if (name, n) not in upcasters]
             if missing:
                 raise ValueError(
                     f"{name} is at version {version} but has no upcaster from {missing}"
                 )
-            structure: Any = make_dict_structure_fn(cls, converter, _cattrs_forbid_extra_keys=True)
-            self._encoders[cls] = (name, version, converter.get_unstructure_hook(cls))
-            self._decoders[name] = (version, structure, cls)
+
+    def _encoder(self, cls: type) -> tuple[str, int, Callable[[Any], Any]]:
+        """Compiled at the first event of a class: most commands meet few of them."""
+        name = cls.__name__
+        if self._types.get(name) is not cls:
+            raise TypeError(f"{cls.__qualname__} is no class of event")
+        hook = self._converter.get_unstructure_hook(cls)
+        found = self._encoders[cls] = (name, self._versions[name], hook)
+        return found
+
+    def _decoder(self, name: str, version: int) -> tuple[int, Callable[[Any, Any], Any], type]:
+        cls = self._types.get(name)
+        if cls is None:
+            raise UnknownEventError(
+                f"event type {name} (version {version}) is unknown to this aiopt,"
+                f" which knows {', '.join(sorted(self._types))}; upgrade aiopt to read this log"
+            )
+        structure: Any = make_dict_structure_fn(
+            cls, self._converter, _cattrs_forbid_extra_keys=True
+        )
+        found = self._decoders[name] = (self._versions[name], structure, cls)
+        return found
 
     def encode(self, event: Any) -> tuple[str, int, str]:
         """Return (type, schema version, payload).
@@ -136,10 +158,8 @@ class Codec:
         Raise ValueError for what JSON cannot hold (NaN, infinity, integers beyond 64 bits, halves
         of surrogate pairs, other objects), and TypeError for what is no event.
         """
-        try:
-            name, version, unstructure = self._encoders[event.__class__]
-        except KeyError:
-            raise TypeError(f"{event.__class__.__qualname__} is no class of event") from None
+        cls = event.__class__
+        name, version, unstructure = self._encoders.get(cls) or self._encoder(cls)
         tree = unstructure(event)
         try:
             payload = orjson.dumps(tree, _plain, _OPTIONS)
@@ -159,13 +179,8 @@ class Codec:
         Raise UnknownEventError for a type or a version that this aiopt does not know, and
         CorruptLogError if the payload is not what that version of that type looks like.
         """
-        try:
-            version, structure, cls = self._decoders[type_name]
-        except KeyError:
-            raise UnknownEventError(
-                f"event type {type_name} (version {schema_version}) is unknown to this aiopt,"
-                f" which knows {', '.join(sorted(self._decoders))}; upgrade aiopt to read this log"
-            ) from None
+        known = self._decoders.get(type_name) or self._decoder(type_name, schema_version)
+        version, structure, cls = known
         if not 1 <= schema_version <= version:
             raise UnknownEventError(
                 f"event type {type_name} has version {schema_version} here, but this aiopt knows"

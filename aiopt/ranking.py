@@ -15,7 +15,6 @@ from aiopt.errors import ConfigError
 from aiopt.events import EvidenceCaptured
 from aiopt.evidence import Change, changes_of, is_evidence, scalar_of
 from aiopt.fitness import Fitness, Unmeasured, compared_by, fitness_of
-from aiopt.function_scoring import ByFunction, BySeed
 from aiopt.replay import CampaignState, ExperimentState
 from aiopt.rules import RuleParams
 from aiopt.scoring import (
@@ -29,7 +28,6 @@ from aiopt.scoring import (
     profiles_by_candidate,
 )
 from aiopt.standing import Objective, Standing, best_first
-from aiopt.user_function import user_function
 
 __all__ = [
     "DEFAULT_FITNESS",
@@ -194,6 +192,10 @@ def _scorer(
         return None
     if (goals := goals_of(fitness, params)) is not None:
         return Goals(campaign, params, goals)
+    # what only few rankings need
+    from aiopt.function_scoring import ByFunction, BySeed
+    from aiopt.user_function import user_function
+
     if fitness == "seed-causal":
         return BySeed(campaign, params, profiles)
     if ":" not in fitness:

@@ -3,12 +3,14 @@
 import tomllib
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from aiopt.rechoosing import CellRow, Choice, EliteChanges, Rechosen
 from aiopt.stats import percent
+
+if TYPE_CHECKING:
+    from aiopt.rechoosing import CellRow, Choice, EliteChanges, Rechosen
 
 __all__ = ["choice_lines", "edges_of", "toml_values"]
 
@@ -40,7 +42,7 @@ def edges_of(
     return found
 
 
-def choice_lines(result: Rechosen, top: int) -> Iterator[str]:
+def choice_lines(result: "Rechosen", top: int) -> Iterator[str]:
     """Choices that would be others, and elites that are."""
     yield (
         f"strategy {result.strategy}, seed {result.seed}: choices: {len(result.choices)}, "
@@ -57,12 +59,12 @@ def choice_lines(result: Rechosen, top: int) -> Iterator[str]:
         yield from _elites(result.elites, top)
 
 
-def _choice(choice: Choice) -> str:
+def _choice(choice: "Choice") -> str:
     replayed = choice.replayed or "nothing"
     return f"#{choice.number} {choice.logged} -> {replayed} (event {choice.seq})"
 
 
-def _elites(elites: EliteChanges, top: int) -> Iterator[str]:
+def _elites(elites: "EliteChanges", top: int) -> Iterator[str]:
     yield (
         f"elites over {', '.join(elites.measures)}: {len(elites.elites)}, in "
         f"{100 * elites.coverage:.3g} % of the cells; QD score {elites.qd_score:.4g}"
@@ -80,7 +82,7 @@ def _elites(elites: EliteChanges, top: int) -> Iterator[str]:
             yield f"{what}: {', '.join(islice(names, top))}{', …' if len(names) > top else ''}"
 
 
-def _cell(elites: EliteChanges, row: CellRow) -> str:
+def _cell(elites: "EliteChanges", row: "CellRow") -> str:
     where = ", ".join(
         f"{name} {low:.4g} to {high:.4g}"
         for name, (low, high) in zip(elites.measures, row.edges, strict=True)

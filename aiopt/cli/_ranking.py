@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from typing import TYPE_CHECKING
 
 from aiopt.cli._text import short, table
 from aiopt.fitness import Fitness
@@ -10,7 +11,9 @@ from aiopt.ranking import DEFAULT_FITNESS, Ranked
 from aiopt.rescoring import Rescored
 from aiopt.standing import Objective, Standing, tied_with
 from aiopt.stats import percent
-from aiopt.views import ParetoView
+
+if TYPE_CHECKING:
+    from aiopt.views import ParetoView
 
 __all__ = ["first_lines", "gain_text", "pareto_lines", "ranking_lines"]
 
@@ -85,7 +88,7 @@ def _end(value: float) -> str:
     return f"{100 * percent(value):+.2f}" if math.isfinite(value) else "?"
 
 
-def pareto_lines(view: ParetoView) -> Iterator[str]:
+def pareto_lines(view: "ParetoView") -> Iterator[str]:
     """The front, and below it what is behind it."""
     yield f"{short(view.campaign)}: {len(view.front)} of {len(view.rows)} are the best of something"
     yield ""

@@ -6,12 +6,15 @@ Colour only on a terminal, and not under NO_COLOR.
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 import orjson
 
-from aiopt.views import EffectView, short, to_json
+from aiopt.plain import short, to_json
+
+if TYPE_CHECKING:
+    from aiopt.views import EffectView
 
 __all__ = [
     "coloured",
@@ -66,7 +69,7 @@ def _signed(value: float | None, digits: int) -> str:
     return "?" if value is None else f"{value:+.{digits}f}"
 
 
-def effect_text(effect: EffectView, workloads: int = 1) -> str:
+def effect_text(effect: "EffectView", workloads: int = 1) -> str:
     """`cost +19.8 % [+18.9, +20.7]`: the share that is saved, with its 95 % interval; `~+19.8 %`
     if the estimate is biased.
     """
@@ -82,7 +85,7 @@ def effect_text(effect: EffectView, workloads: int = 1) -> str:
     return f"{effect.metric}{where} {about}{value} % [{low}, {high}]"
 
 
-def effects_text(effects: Sequence[EffectView]) -> str:
+def effects_text(effects: Sequence["EffectView"]) -> str:
     """Several effects on one line; the workload is named where there is more than one."""
     workloads = len({effect.workload for effect in effects})
     return ", ".join(effect_text(effect, workloads) for effect in effects)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import orjson
@@ -14,19 +14,19 @@ from aiopt.cli._choices import choice_lines, edges_of, toml_values
 from aiopt.cli._options import Places, as_json, numbers, results, set_option
 from aiopt.cli._places import choose_campaign, find_campaign, find_log, read_state
 from aiopt.cli._ranking import first_lines, ranking_lines
-from aiopt.cli._report import rules_lines
 from aiopt.cli._text import print_json, short
 from aiopt.cli._what_if import axes_of, what_if_lines, what_if_progress
+from aiopt.plain import to_json
 from aiopt.quick_rescore import only_weights, quick_rescore
 from aiopt.ranking import DEFAULT_FITNESS, FITNESSES
-from aiopt.rechoosing import Rechosen
 from aiopt.replay import CampaignState
 from aiopt.rescoring import Decision, Rescored, rescore
 from aiopt.rule_changes import with_changes
 from aiopt.rules import RuleParams
-from aiopt.settings import TRY
 from aiopt.verdict import RULES
-from aiopt.views import compare_rules, to_json
+
+if TYPE_CHECKING:
+    from aiopt.rechoosing import Rechosen
 
 __all__ = ["replay"]
 
@@ -227,6 +227,7 @@ def _ask_everywhere(
 def _has_weights(campaign: CampaignState) -> bool:
     """Whether its strategy would choose otherwise under other weights."""
     from aiopt import plugins
+    from aiopt.settings import TRY
 
     config = campaign.started.config
     if config.get("proposer") == TRY:
@@ -280,7 +281,7 @@ def _is_open(decision: Decision) -> bool:
 
 def _show(
     shown: _Shown,
-    rechosen: Rechosen | None,
+    rechosen: "Rechosen | None",
     changes: Mapping[str, bool | int | float],
     log: Path,
     top: int,
@@ -305,6 +306,9 @@ def _compare(
     log: Path,
     as_json: bool,
 ) -> None:
+    from aiopt.cli._report import rules_lines
+    from aiopt.views import compare_rules
+
     view = compare_rules(campaign, params, weights)
     if as_json:
         print_json({**to_json(view), "log": str(log)})
