@@ -32,7 +32,7 @@ from aiopt.stats import Floats
 from aiopt.two_stage import TwoStage
 from aiopt.verdict import check_rule
 
-__all__ = ["BatchRescored", "Source", "rescore_columns"]
+__all__ = ["FACTS", "BatchRescored", "Source", "rescore_columns"]
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -41,13 +41,17 @@ _RULE = "two-stage"
 _KEEP, _NEEDS_MORE = KINDS.index("keep"), KINDS.index("needs_more")
 
 
+FACTS = ("ArtifactBuilt", "GateFailed", "LayoutBuilt", "LevelCharged", "PairVoided", "RunMeasured")
+"""Types of events that the rule looks at."""
+
+
 @frozen
 class Source:
     """The columns of a log, and the events that they do not hold."""
 
     columns: Columns
     events: Callable[[str], Sequence[Event]]
-    """Of a stream."""
+    """Those of a stream, of the types FACTS at least."""
     event: Callable[[int], Event]
     """By its number in the log."""
 

@@ -6,7 +6,8 @@ what rankings and decisions need. Whatever a fold would refuse or treat in a way
 `Gathering` refuses with `Unprojectable`; the fold of the events then says what is wrong.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any, Protocol, get_args
 
@@ -34,11 +35,13 @@ __all__ = [
     "Chunk",
     "Columns",
     "Gathering",
+    "Memo",
     "Names",
     "Tables",
     "TablesInMemory",
     "Unprojectable",
     "joined",
+    "made_now",
 ]
 
 Ints = npt.NDArray[np.int64]
@@ -170,6 +173,15 @@ class Names:
         return found
 
 
+Memo = Callable[[str, Callable[[], npt.NDArray[Any]]], npt.NDArray[Any]]
+"""Gives the array of a name: as it was made before of the same log, or made now."""
+
+
+def made_now(name: str, make: Callable[[], npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """A memo that keeps nothing."""
+    return make()
+
+
 class Tables(Protocol):
     """What is there once an experiment, and not once a run."""
 
@@ -208,6 +220,8 @@ class Columns:
     voids: Ints
     """(pairs that do not count, 5), with the columns VOID."""
     tables: Tables
+    memo: Memo = made_now
+    """For what takes long and depends on nothing but the log."""
 
     @property
     def candidates(self) -> Sequence[str]:
@@ -237,6 +251,25 @@ class Columns:
         """One of the columns RUN, of all runs."""
         parts = [chunk.runs[name] for chunk in self.chunks]
         return np.concatenate(parts) if parts else np.empty(0, RUN[name])
+
+    def logs(self, metric: str) -> Floats:
+        """Natural logarithms of a metric of all runs; NaN where it is not above 0, or was not
+        measured.
+
+        They are those of `math.log`: numpy's may differ in the last digit, from one machine to the
+        next too.
+        """
+
+        def make() -> Floats:
+            values = self[metric]
+            positive = values > 0
+            safe = np.where(positive, values, 1.0).tolist()
+            found = np.fromiter(map(math.log, safe), np.float64, values.size)
+            found[~positive] = np.nan
+            return found
+
+        found: Floats = self.memo(f"logarithms of {metric}", make)
+        return found
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
         """A metric of all runs, or one of the columns RUN.

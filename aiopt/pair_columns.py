@@ -1,11 +1,10 @@
 """The pairs of many experiments at once, from columns of runs.
 
 What `aiopt.pairs` makes of the events of one experiment, this makes of the columns of all
-experiments of a campaign, and bit by bit the same: logarithms are those of `math.log`, since
-numpy's may differ in the last digit.
+experiments of a campaign, and bit by bit the same.
 """
 
-import math
+import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
@@ -126,13 +125,11 @@ class PairColumns:
         first, second = self.a[which], self.b[which]
         if metric not in self.columns.metrics:
             return Differences(np.zeros(first.size), np.zeros(first.size, dtype=np.bool_))
-        values = self.columns[metric]
-        a, b = values[first], values[second]
-        present = (a > 0) & (b > 0)
-        log_a, log_b = _logs(np.where(present, a, 1.0)), _logs(np.where(present, b, 1.0))
-        if self.params.metrics[metric].direction == "lower":
-            return Differences(log_a - log_b, present)
-        return Differences(log_b - log_a, present)
+        logs = self.columns.logs(metric)
+        log_a, log_b = logs[first], logs[second]
+        d = log_a - log_b if self.params.metrics[metric].direction == "lower" else log_b - log_a
+        present = ~np.isnan(d)
+        return Differences(np.where(present, d, 0.0), present)
 
     def composite(self, group: PairGroup, weights: Mapping[str, float]) -> Differences:
         """See `aiopt.pairs.composite`."""
@@ -151,10 +148,6 @@ _FEW = 8
 _JUDGED = [PAIR_PURPOSES.index(name) for name in ("screen", "confirm", "guard")]
 
 
-def _logs(values: Floats) -> Floats:
-    return np.fromiter(map(math.log, values.tolist()), np.float64, values.size)
-
-
 def _place(names: Sequence[str], name: str) -> int:
     return names.index(name) if name in names else -1
 
@@ -164,6 +157,40 @@ def pair_columns(columns: Columns, params: RuleParams, experiments: Ints) -> Pai
 
     Raises:
         Unprojectable: pairs that are numbered beyond what is reasonable, or are a calibration's.
+    """
+    name = f"pairs of {hashlib.sha256(experiments.tobytes()).hexdigest()}"
+    found = columns.memo(name, lambda: _packed(*_paired(columns, experiments)))
+    pairs, attempted = _unpacked(found, experiments.size)
+    owner, purpose, workload, a, b = pairs.astype(np.int64)
+    return PairColumns(
+        columns=columns,
+        params=params,
+        owner=owner,
+        purpose=purpose,
+        workload=workload,
+        a=a,
+        b=b,
+        chosen=experiments.size,
+        attempted=dict(zip(PAIR_PURPOSES, attempted, strict=True)),
+    )
+
+
+def _packed(pairs: Sequence[Ints], attempted: Sequence[Bools]) -> npt.NDArray[np.int32]:
+    """Both as one array."""
+    return np.concatenate([*pairs, *attempted]).astype(np.int32)
+
+
+def _unpacked(
+    packed: npt.NDArray[np.int32], chosen: int
+) -> tuple[npt.NDArray[np.int32], Sequence[Bools]]:
+    end = packed.size - chosen * len(PAIR_PURPOSES)
+    attempted = packed[end:].reshape(len(PAIR_PURPOSES), chosen) != 0
+    return packed[:end].reshape(5, -1), list(attempted)
+
+
+def _paired(columns: Columns, experiments: Ints) -> tuple[list[Ints], list[Bools]]:
+    """Owner, purpose, workload and both runs of each pair; and per purpose whether an experiment
+    has any run of it.
     """
     owner_of = np.full(len(columns.experiments), -1, dtype=np.int64)
     owner_of[experiments] = np.arange(experiments.size)
@@ -176,10 +203,10 @@ def pair_columns(columns: Columns, params: RuleParams, experiments: Ints) -> Pai
     if np.isin(np.concatenate([fields[1], voided[1]]), calibrating).any():
         raise Unprojectable("an experiment has pairs of a calibration, and is none")
     runs_key, void_key = _keys(fields, voided)
-    attempted = {
-        name: np.bincount(fields[0][fields[1] == code], minlength=experiments.size) > 0
-        for code, name in enumerate(PAIR_PURPOSES)
-    }
+    attempted = [
+        np.bincount(fields[0][fields[1] == code], minlength=experiments.size) > 0
+        for code in range(len(PAIR_PURPOSES))
+    ]
     arm = columns.run("arm")[rows]
     order = np.argsort(2 * runs_key + arm, kind="stable")
     rows, runs_key, arm = rows[order], runs_key[order], arm[order]
@@ -189,17 +216,7 @@ def pair_columns(columns: Columns, params: RuleParams, experiments: Ints) -> Pai
     at = np.flatnonzero(both)
     valid = ~np.isin(runs_key[at], void_key)
     a, b = at[valid], last_b[valid]
-    return PairColumns(
-        columns=columns,
-        params=params,
-        owner=fields[0][order][a],
-        purpose=fields[1][order][a],
-        workload=fields[2][order][a],
-        a=rows[a],
-        b=rows[b],
-        chosen=experiments.size,
-        attempted=attempted,
-    )
+    return [*(field[order][a] for field in fields[:3]), rows[a], rows[b]], attempted
 
 
 def _keys(runs: Sequence[Ints], voids: Sequence[Ints]) -> tuple[Ints, Ints]:

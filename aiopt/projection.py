@@ -33,6 +33,7 @@ import orjson
 from attrs import define, evolve, field, frozen
 
 from aiopt import codec
+from aiopt.array_memory import ArrayMemory
 from aiopt.codec import SCHEMA_VERSIONS
 from aiopt.columnar import (
     CHUNK,
@@ -122,17 +123,18 @@ class Projection:
                 raise Unprojectable(f"{path}: {error}") from error
             raise
 
-    def events(self, stream: str) -> list[Event]:
-        """The events of a stream, up to the last one that the columns know of.
+    def events(self, stream: str, types: Sequence[str] = ()) -> list[Event]:
+        """The events of a stream, up to the last one that the columns know of; of all types, or of
+        these.
 
         Raises:
             LogError: one of them cannot be read.
         """
         query = (
             "SELECT type, schema_version, payload FROM event WHERE stream = ? AND seq <= ?"
-            " ORDER BY version"
+            f"{_IS_ONE_OF.format(', '.join('?' * len(types))) if types else ''} ORDER BY version"
         )
-        found = self._con.execute(query, [stream, self.columns.last_seq])
+        found = self._con.execute(query, [stream, self.columns.last_seq, *types])
         return [codec.decode(*row) for row in found]
 
     def event(self, seq: int) -> Event:
@@ -214,6 +216,8 @@ def _hash_at(con: sqlite3.Connection, seq: int) -> bytes:
     row = con.execute("SELECT hash FROM event WHERE seq = ?", [seq]).fetchone()
     return bytes(row[0]) if row is not None else b""
 
+
+_IS_ONE_OF = " AND type IN ({})"
 
 _SELECT = (
     "SELECT seq, stream, type, schema_version, payload FROM event WHERE seq > ? AND seq <= ?"
@@ -523,6 +527,10 @@ class _Loaded:
             began=tuple(self.names["began"]),
             voids=self.voids,
             tables=_StoredTables(self, con),
+            memo=ArrayMemory(
+                self.path.with_suffix(".memo"),
+                f"{self.stamp['seq']}-{self.stamp['hash'][:16]}-{_VERSIONS[0]}-{_VERSIONS[1]}",
+            ),
         )
 
     def gathering(self) -> Gathering:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from aiopt.batch_rescoring import BatchRescored, Source, rescore_columns
+from aiopt.batch_rescoring import FACTS, BatchRescored, Source, rescore_columns
 from aiopt.columnar import Unprojectable
 from aiopt.projection import Projection
 from aiopt.scoring import DEFAULT_FITNESS
@@ -42,7 +42,7 @@ def quick_rescore(
             columns = opened.columns
             if not columns.campaigns:
                 return None
-            source = Source(columns, opened.events, opened.event)
+            source = Source(columns, lambda stream: opened.events(stream, FACTS), opened.event)
             return rescore_columns(source, choose(columns.campaigns), weights=weights)
     except (Unprojectable, OSError):
         return None
