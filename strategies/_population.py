@@ -16,6 +16,7 @@ __all__ = [
     "Individual",
     "best",
     "compatible",
+    "gains",
     "gene_pool",
     "individuals",
     "is_new",
@@ -89,6 +90,27 @@ def gene_pool(state: CampaignState) -> Genome:
         elif proposal.rejected is not None and proposal.rejected.clashes_with:
             usable.add(str(proposal.rejected.patch))
     return ordered((known.ref for d, known in state.patches.items() if d in usable), state.patches)
+
+
+def gains(state: CampaignState, everyone: Iterable[Individual]) -> Mapping[str, float]:
+    """What each patch brought where one was added to a candidate: of each digest the best of the
+    estimates, which are of different sources and so of different interactions.
+
+    A patch that was first tried on a weak source lost against the incumbent, whatever it is worth.
+    """
+    values = {one.candidate: one.value for one in everyone}
+    found: dict[str, float] = {}
+    for proposal in state.proposals.values():
+        proposed = proposal.proposed
+        if len(proposed.parents) != 1 or proposed.candidate not in values:
+            continue
+        (parent,) = proposed.parents
+        before = {patch.digest for patch in state.genomes.get(parent, ())}
+        added = [patch.digest for patch in proposed.genome if patch.digest not in before]
+        if len(added) == 1 and len(proposed.genome) == len(before) + 1 and parent in values:
+            gain = values[proposed.candidate] - values[parent]
+            found[added[0]] = max(gain, found.get(added[0], gain))
+    return found
 
 
 def _verdict_kind(state: CampaignState, proposal: ProposalState) -> str | None:

@@ -1,6 +1,6 @@
 """How a candidate is made from one or two that were measured."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from attrs import frozen
 from numpy.random import Generator
@@ -10,9 +10,12 @@ from aiopt.genome import Genome, ordered, recombined, union, without
 from aiopt.protocols import Selection
 from aiopt.replay import CampaignState
 
-from ._population import Individual, compatible, gene_pool, is_new
+from ._population import Individual, compatible, gains, gene_pool, is_new
 
 __all__ = ["Variation", "proposal"]
+
+_TOURNAMENT = 3
+"""Patches among which the one to add or to drop is chosen."""
 
 _DRAWS = 100
 """How many children are thrown away because they are known before it is said that there is none."""
@@ -42,15 +45,19 @@ class Variation:
     hunks: float
 
     def child(
-        self, state: CampaignState, parent: Callable[[], Individual], rng: Generator
+        self,
+        state: CampaignState,
+        everyone: Iterable[Individual],
+        parent: Callable[[], Individual],
+        rng: Generator,
     ) -> Selection | None:
         """A genome that was not tried yet; `parent` draws who breeds. None if none was found."""
-        pool = gene_pool(state)
+        pool, worth = gene_pool(state), gains(state, everyone)
         for _ in range(_DRAWS):
             first = parent()
             made: tuple[Operator, tuple[str, ...], Genome] | None
             if rng.random() < self.mutation:
-                made = _mutated(first, pool, rng)
+                made = _mutated(first, pool, worth, rng)
             else:
                 made = self._crossed(first, parent(), rng)
             if made is None:
@@ -76,20 +83,32 @@ class Variation:
 
 
 def _mutated(
-    parent: Individual, pool: Genome, rng: Generator
+    parent: Individual, pool: Genome, worth: Mapping[str, float], rng: Generator
 ) -> tuple[Operator, tuple[str, ...], Genome] | None:
-    """One known patch more, or one less."""
+    """One known patch more, or one less: of a few that are drawn the one that brought the most, or
+    the least.
+    """
     others = [patch for patch in pool if patch not in parent.genome]
     ways: list[tuple[Operator, Callable[[], Genome]]] = []
     if others:
-        ways.append(("add", lambda: (*parent.genome, _any(others, rng))))
+        ways.append(("add", lambda: (*parent.genome, _drawn(others, worth, 1.0, rng))))
     if len(parent.genome) > 1:
         drop = parent.genome
-        ways.append(("drop", lambda: without(drop, _any(drop, rng).digest)))
+        ways.append(("drop", lambda: without(drop, _drawn(drop, worth, -1.0, rng).digest)))
     if not ways:
         return None
     operator, make = ways[rng.integers(len(ways))]
     return operator, (parent.candidate,), make()
+
+
+def _drawn(
+    patches: Sequence[PatchRef], worth: Mapping[str, float], sign: float, rng: Generator
+) -> PatchRef:
+    """The first in a tournament of a few; what was never measured alone is worth nothing."""
+    size = min(_TOURNAMENT, len(patches))
+    places = rng.choice(len(patches), size=size, replace=False)
+    drawn = [patches[int(place)] for place in places]
+    return max(drawn, key=lambda patch: sign * worth.get(patch.digest, 0.0))
 
 
 def _any(patches: Sequence[PatchRef], rng: Generator) -> PatchRef:

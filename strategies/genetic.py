@@ -101,7 +101,7 @@ class Genetic:
         variation = Variation(mutation=self.mutation, union=self.union, hunks=self.hunks)
         has_more = "propose" not in state.declined
         if not has_more or rng.random() < self.crossover:
-            child = variation.child(state, parent, rng)
+            child = variation.child(state, everyone, parent, rng)
             if child is not None or not has_more:
                 return child
         on_top = rng.random() < self.incumbent

@@ -99,7 +99,9 @@ class MapElites:
     often they did not.
     """
     incumbent: float = 0.7
-    """Probability that a new patch is built on the incumbent and not on an elite."""
+    """Probability that a new patch is built on the incumbent and not on an elite; half of it is
+    that of the incumbent as a parent of known patches.
+    """
     crossover: float = 0.25
     """Probability of a child of known patches while the proposer has new ones; this and the rest as
     in the strategy `genetic`.
@@ -143,19 +145,25 @@ class MapElites:
         chances = self._chances(state, archive, elites)
         variation = Variation(mutation=self.mutation, union=self.union, hunks=self.hunks)
 
-        def parent() -> Individual:
+        def elite() -> Individual:
             return elites[int(rng.choice(len(elites), p=chances))]
+
+        def on_incumbent(share: float) -> Individual:
+            if rng.random() < share and state.incumbent in everyone:
+                return everyone[state.incumbent]
+            return elite()
+
+        def parent() -> Individual:
+            return on_incumbent(self.incumbent / 2)
 
         found: list[Selection] = []
         while len(found) < count:
             has_more = "propose" not in state.declined
             child = None
             if not has_more or rng.random() < self.crossover:
-                child = variation.child(state, parent, rng)
+                child = variation.child(state, everyone.values(), parent, rng)
             if child is None and has_more:
-                on_top = rng.random() < self.incumbent and state.incumbent in everyone
-                base = everyone[state.incumbent] if on_top else parent()
-                child = proposal(state, base, self.rewrite, rng)
+                child = proposal(state, on_incumbent(self.incumbent), self.rewrite, rng)
             if child is None:
                 break
             found.append(child)

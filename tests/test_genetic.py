@@ -1,5 +1,7 @@
 """The genetic strategy: what it asks for, and real campaigns with it."""
 
+import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +13,17 @@ from hypothesis import strategies as st
 
 from aiopt.campaign import open_campaign
 from aiopt.errors import ConfigError
+from aiopt.events import PatchRef
 from aiopt.replay import CampaignState, fold
 from aiopt.settings import Budget
 from aiopt.standing import Objective, Standing
 from aiopt.stats import proposal_rng
-from aiopt.strategies._population import Individual, best
+from aiopt.strategies._population import Individual, best, gains, individuals
+from aiopt.strategies._variation import _mutated
 from aiopt.strategies.genetic import Genetic
 
 from .test_campaign import QUICK, read, sound
-from .toy import replace_line, write_target
+from .toy import cost, replace_line, write_target
 
 # 100 unless both files say so; what 03 does to a.txt is in the way of 01.
 MAIN = """\
@@ -64,7 +68,7 @@ async def test_greedy_does_not_find_what_pays_only_together(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("options", "operators"),
     [
-        ({"mutation": 1}, {"propose", "add", "drop"}),
+        ({"mutation": 1}, {"propose", "add"}),
         ({"mutation": 0, "union": 1}, {"propose"}),
         ({"mutation": 0, "union": 0, "selection": "rank"}, {"propose", "recombine"}),
         ({"islands": 2, "migration": 0.5}, {"propose"}),
@@ -133,6 +137,42 @@ def test_a_tournament_is_never_won_by_who_is_clearly_behind_all(
     others = [c for c in contestants if c is not winner]
     assert winner in contestants
     assert not (others and all(o.standing.is_ahead(winner.standing, 1.0) for o in others))
+
+
+def test_mutation_adds_what_brought_most_and_drops_what_brought_least() -> None:
+    """Among three that are drawn of all."""
+    patches = [PatchRef(name=f"p{n}", digest=f"{n:064d}") for n in range(6)]
+    worth = {patch.digest: 0.1 * (n - 2) for n, patch in enumerate(patches) if n != 3}
+    parent = evolve(one(1, 0.1), genome=tuple(patches[:4]))
+    rng = np.random.default_rng(1)
+    added, dropped = Counter[str](), Counter[str]()
+    for _ in range(600):
+        found = _mutated(parent, tuple(patches), worth, rng)
+        assert found is not None
+        operator, parents, genome = found
+        assert parents == (parent.candidate,)
+        if operator == "add":
+            added.update(patch.name for patch in genome[4:])
+        else:
+            dropped.update({p.name for p in parent.genome} - {p.name for p in genome})
+    assert set(added) == {"p5"}  # of two, both are drawn
+    assert dropped["p0"] > dropped["p1"] > 0
+    assert not set(dropped) & {"p2", "p3"}
+    assert _mutated(evolve(parent, genome=()), (), worth, rng) is None
+
+
+async def test_a_patch_that_lost_on_a_weak_source_is_known_by_what_it_brought(
+    tmp_path: Path,
+) -> None:
+    """Against the incumbent it was a regression."""
+    pool = {"01-win": cost(60), "02-small": replace_line("size.txt", "10", "9")}
+    state = await search(write_target(tmp_path / "target", pool), tmp_path / "results", QUICK)
+    everyone = individuals(state, {"cost": 1.0})
+    worth = {
+        state.patches[digest].ref.name: gain for digest, gain in gains(state, everyone).items()
+    }
+    assert worth["01-win"] == pytest.approx(-math.log(0.6))
+    assert worth["02-small"] == pytest.approx(0.0)
 
 
 def test_a_tie_is_decided_by_the_coin() -> None:
