@@ -79,12 +79,6 @@ def test_without_peers(row: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert "met" not in {line.status for line in lines}
 
 
-@pytest.mark.parametrize("row", ["5a", "5b"])
-def test_what_is_not_built_is_not_met(row: str, tmp_path: Path) -> None:
-    (line,) = benchmarks.ROWS[row](Places(tmp_path, tmp_path, "tmpfs", "ext4"), False)
-    assert line.judged(True).status == "not built yet"
-
-
 @pytest.mark.parametrize(
     ("median", "turned", "status"),
     [(1.3, False, "met"), (1.31, False, "missed"), (1.3, True, "met"), (1.29, True, "missed")],

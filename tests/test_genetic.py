@@ -161,10 +161,7 @@ def test_mutation_adds_what_brought_most_and_drops_what_brought_least() -> None:
     assert _mutated(evolve(parent, genome=()), (), worth, rng) is None
 
 
-async def test_a_patch_that_lost_on_a_weak_source_is_known_by_what_it_brought(
-    tmp_path: Path,
-) -> None:
-    """Against the incumbent it was a regression."""
+async def test_what_a_patch_brought_is_its_candidate_beside_the_parent(tmp_path: Path) -> None:
     pool = {"01-win": cost(60), "02-small": replace_line("size.txt", "10", "9")}
     state = await search(write_target(tmp_path / "target", pool), tmp_path / "results", QUICK)
     everyone = individuals(state, {"cost": 1.0})

@@ -18,18 +18,13 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import orjson
 from attrs import asdict
 
-from . import appending, archives, experiments, parsing, replaying, trials
+from . import appending, archives, experiments, parsing, replaying, rescoring, trials
 from .measuring import Line, WrongWork
 from .places import Places, places
 
 __all__ = ["main"]
 
 Row = Callable[[Places, bool], Iterator[Line]]
-
-
-def _not_built(row: str, what: str, beside: str, goal: float, turned: bool) -> Row:
-    line = Line(row=row, what=what, beside=beside, goal=goal, turned=turned, status="not built yet")
-    return lambda places, quick: iter([line])
 
 
 def _kill_suite(places: Places, quick: bool) -> Iterator[Line]:
@@ -44,8 +39,9 @@ ROWS: Mapping[str, Row] = {
     "replay": replaying.replay,
     "verify": replaying.verifying,
     "parse": parsing.profiles,
-    "5a": _not_built("5a", "re-score 1e6 x 10", "gemv in memory", 2.5, False),
-    "5b": _not_built("5b", "re-score 1e6 x 10", "orjson + sum", 200, True),
+    "5a": rescoring.against_memory,
+    "5b": rescoring.against_json,
+    "5c": rescoring.command,
     "6a": archives.against_ribs,
     "6b": archives.against_openevolve,
     "7": experiments.experiment,

@@ -18,7 +18,17 @@ from aiopt.log import Log
 from aiopt.protocols import WorkspaceSpec
 from aiopt.target import parse_target
 
-from .measuring import Cost, Line, Rounds, Unit, WrongWork, equal, ratio, turns
+from .measuring import (
+    Cost,
+    Line,
+    Rounds,
+    Unit,
+    WrongWork,
+    cost_of_process,
+    equal,
+    ratio,
+    turns,
+)
 from .places import Places
 from .raw import Raw, contents
 
@@ -163,7 +173,7 @@ def command_line(places: Places, quick: bool) -> Iterator[Line]:
     script = Path(sys.executable).with_name("aiopt")
     what = "`aiopt --help`, CPU of the process"
     if find_spec("aiopt.cli") is None or not script.exists() or not _works(script, places):
-        yield Line(row="8", what=what, beside="import click", goal=2.0, status="not built yet")
+        yield Line(row="8", what=what, beside="import click", goal=2.0, status="not installed")
         return
     measured = Rounds()
     sides: dict[str, list[str]] = {
@@ -172,7 +182,7 @@ def command_line(places: Places, quick: bool) -> Iterator[Line]:
     }
     nowhere = os.open(os.devnull, os.O_RDWR)
     for side in turns(list(sides), 2 if quick else 25, measured):
-        measured.add(side, _spawn(sides[side], nowhere))
+        measured.add(side, cost_of_process(sides[side], nowhere))
     os.close(nowhere)
     yield Line(
         row="8",
@@ -191,19 +201,9 @@ def _works(script: Path, places: Places) -> bool:
     output = places.disk / "help.txt"
     descriptor = os.open(output, os.O_RDWR | os.O_CREAT)
     try:
-        _spawn([sys.executable, str(script), "--help"], descriptor)
+        cost_of_process([sys.executable, str(script), "--help"], descriptor)
     except WrongWork:
         return False
     finally:
         os.close(descriptor)
     return "Usage:" in output.read_text()
-
-
-def _spawn(argv: list[str], output: int) -> Cost:
-    wall = time.perf_counter()
-    actions = [(os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, output, 2)]
-    pid = os.posix_spawn(argv[0], argv, os.environ, file_actions=actions)
-    _, status, used = os.wait4(pid, 0)
-    if os.waitstatus_to_exitcode(status) != 0:
-        raise WrongWork(f"{' '.join(argv)} ended with {os.waitstatus_to_exitcode(status)}")
-    return Cost(used.ru_utime + used.ru_stime, time.perf_counter() - wall)

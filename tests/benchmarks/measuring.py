@@ -7,6 +7,7 @@ its quartiles.
 """
 
 import gc
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ __all__ = [
     "Unit",
     "WrongWork",
     "cost_of",
+    "cost_of_process",
     "equal",
     "ratio",
     "turns",
@@ -33,7 +35,6 @@ Status = Literal[
     "no goal",
     "not judged",
     "not installed",
-    "not built yet",
     "run it",
     "wrong work",
 ]
@@ -73,6 +74,17 @@ def cost_of(work: Callable[[], object]) -> Cost:
     wall, cpu = time.perf_counter(), time.process_time()
     work()
     return Cost(time.process_time() - cpu, time.perf_counter() - wall)
+
+
+def cost_of_process(argv: list[str], output: int) -> Cost:
+    """Run a command, whose output goes to this descriptor, and say what it used."""
+    wall = time.perf_counter()
+    actions = [(os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, output, 2)]
+    pid = os.posix_spawn(argv[0], argv, os.environ, file_actions=actions)
+    _, status, used = os.wait4(pid, 0)
+    if os.waitstatus_to_exitcode(status) != 0:
+        raise WrongWork(f"{' '.join(argv)} ended with {os.waitstatus_to_exitcode(status)}")
+    return Cost(used.ru_utime + used.ru_stime, time.perf_counter() - wall)
 
 
 @define
