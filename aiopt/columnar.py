@@ -286,14 +286,15 @@ class Columns:
     def weighted(self, weights: Mapping[str, float]) -> Floats:
         """The weighted sum of metrics, of every run: a product of matrices, chunk by chunk."""
         found = np.empty(len(self))
-        at = 0
+        names, vector, at = tuple(weights), np.array([*weights.values()]), 0
         for chunk in self.chunks:
-            if tuple(weights) == chunk.metrics:
+            if names == chunk.metrics:
                 values = chunk.values
             else:
                 values = np.array([chunk.metric(name) for name in weights])
-            np.dot(np.array([*weights.values()]), values, out=found[at : at + len(chunk)])
-            at += len(chunk)
+            end = at + values.shape[1]
+            np.dot(vector, values, out=found[at:end])
+            at = end
         return found
 
     def voided(self) -> npt.NDArray[np.bool_]:
