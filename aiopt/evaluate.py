@@ -210,7 +210,7 @@ class Evaluator:
         """From a proposal to a side that can be measured, or to its rejection or verdict."""
         proposed, state = proposal.proposed, self._state
         candidate = proposed.candidate
-        experiment = state.experiments.get(proposal.experiment or "")
+        experiment = state.experiment_of(proposal)
         intact = False
         if experiment is None:
             tree = await self._accept(proposal)
@@ -293,7 +293,7 @@ class Evaluator:
         """Which patch does not apply, and which of those before it are in its way."""
         before, failed = proposed.genome[: error.place], proposed.genome[error.place]
         in_the_way = []
-        for other in before if error.place else ():
+        for other in before:
             rest = without(before, other.digest)
             try:
                 await self._bench.check_out(

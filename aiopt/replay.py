@@ -187,6 +187,20 @@ class CampaignState:
         started = experiment.started
         return change_name(self.genomes.get(started.incumbent, ()), started.genome)
 
+    def experiment_of(self, proposal: "ProposalState") -> ExperimentState | None:
+        """The latest in which the proposal was evaluated."""
+        return self.experiments.get(proposal.experiment or "")
+
+    def proposal_name(self, proposal: "ProposalState") -> str:
+        """What a proposed candidate has that its incumbent, or before it was evaluated its first
+        parent, has not.
+        """
+        experiment = self.experiment_of(proposal)
+        if experiment is not None:
+            return self.change_name(experiment)
+        parents, genome = proposal.proposed.parents, proposal.proposed.genome
+        return change_name(self.genomes.get(parents[0], ()) if parents else (), genome)
+
     def series(self, experiment: ExperimentState) -> int:
         """How many of its purpose began before it: their coins differ by that. Candidates have
         a number of their own.

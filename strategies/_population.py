@@ -7,20 +7,11 @@ from numpy.random import Generator
 
 from aiopt.events import PatchRef
 from aiopt.genome import Genome, ordered, without
-from aiopt.ids import candidate_id
 from aiopt.ranking import DEFAULT_FITNESS, breaks_a_guard, rank
-from aiopt.replay import CampaignState, ProposalState
+from aiopt.replay import CampaignState
 from aiopt.standing import Standing, best_first
 
-__all__ = [
-    "Individual",
-    "best",
-    "compatible",
-    "gains",
-    "gene_pool",
-    "individuals",
-    "is_new",
-]
+__all__ = ["Individual", "Known", "best", "compatible", "gains", "individuals"]
 
 
 @frozen(kw_only=True)
@@ -77,19 +68,63 @@ def best(contestants: Sequence[Individual], z: float, rng: Generator) -> Individ
     return champion
 
 
-def gene_pool(state: CampaignState) -> Genome:
-    """The patches that work in some candidate, or that only did not go together with others.
+@frozen(kw_only=True)
+class Known:
+    """What a log says of patches and of what was made of them."""
 
-    In canonical order. What never passed a gate, or changed nothing, is not among them.
+    pool: Genome
+    """The patches that work in some candidate, or that only did not go together with others, in
+    canonical order. What never passed a gate, or changed nothing, is not among them.
     """
+    worth: Mapping[str, float]
+    """What a patch brought, see `gains`."""
+    clashes: tuple[tuple[str, str], ...]
+    """Pairs of patches that do not go together: found by applying them, or a part and its whole."""
+    tried: frozenset[str]
+    """Candidates that were proposed, but for ones that were never judged on what they are:
+    superseded, or lost with their session.
+    """
+
+    @classmethod
+    def of(cls, state: CampaignState, everyone: Iterable[Individual]) -> "Known":
+        """Of a campaign, with what was measured of its candidates."""
+        clashes = sorted({(min(pair), max(pair)) for pair in _clashes(state)})
+        return cls(
+            pool=_pool(state),
+            worth=gains(state, everyone),
+            clashes=tuple(clashes),
+            tried=frozenset((state.baseline, state.incumbent, *_tried(state))),
+        )
+
+
+def _pool(state: CampaignState) -> Genome:
     usable: set[str] = set()
     for proposal in state.proposals.values():
-        verdict = _verdict_kind(state, proposal)
-        if verdict not in (None, "invalid", "no_change"):
+        experiment = state.experiment_of(proposal)
+        verdict = experiment.verdict if experiment is not None else None
+        if verdict is not None and verdict.kind not in ("invalid", "no_change"):
             usable.update(patch.digest for patch in proposal.proposed.genome)
         elif proposal.rejected is not None and proposal.rejected.clashes_with:
             usable.add(str(proposal.rejected.patch))
     return ordered((known.ref for d, known in state.patches.items() if d in usable), state.patches)
+
+
+def _tried(state: CampaignState) -> Iterator[str]:
+    for proposal in state.proposals.values():
+        experiment = state.experiment_of(proposal)
+        transient = experiment is not None and experiment.is_transient
+        if proposal.status not in ("superseded", "abandoned") and not transient:
+            yield proposal.proposed.candidate
+
+
+def _clashes(state: CampaignState) -> Iterator[tuple[str, str]]:
+    for proposal in state.proposals.values():
+        if proposal.rejected is not None and proposal.rejected.patch is not None:
+            for other in proposal.rejected.clashes_with:
+                yield proposal.rejected.patch, other
+    for digest, known in state.patches.items():
+        if known.origin:
+            yield digest, known.origin
 
 
 def gains(state: CampaignState, everyone: Iterable[Individual]) -> Mapping[str, float]:
@@ -113,49 +148,14 @@ def gains(state: CampaignState, everyone: Iterable[Individual]) -> Mapping[str, 
     return found
 
 
-def _verdict_kind(state: CampaignState, proposal: ProposalState) -> str | None:
-    experiment = state.experiments.get(proposal.experiment or "")
-    return experiment.verdict.kind if experiment is not None and experiment.verdict else None
-
-
-def _clashes(state: CampaignState) -> Iterator[frozenset[str]]:
-    """Pairs of patches that do not go together: found by applying them, or a part and its whole."""
-    for proposal in state.proposals.values():
-        if proposal.rejected is not None and proposal.rejected.patch is not None:
-            for other in proposal.rejected.clashes_with:
-                yield frozenset((proposal.rejected.patch, other))
-    for digest, known in state.patches.items():
-        if known.origin:
-            yield frozenset((digest, known.origin))
-
-
-def compatible(genome: Iterable[PatchRef], state: CampaignState, rng: Generator) -> Genome:
+def compatible(
+    genome: Iterable[PatchRef], known: Known, state: CampaignState, rng: Generator
+) -> Genome:
     """The genome in canonical order, without one of each two that are known not to go together;
     a coin decides which.
     """
     found = ordered(genome, state.patches)
-    for clash in sorted(tuple(sorted(pair)) for pair in _clashes(state)):
+    for clash in known.clashes:
         if {patch.digest for patch in found}.issuperset(clash):
             found = without(found, clash[rng.integers(2)])
     return found
-
-
-def is_new(genome: Genome, state: CampaignState) -> bool:
-    """Whether no such candidate was proposed yet, but for ones that were never judged on what they
-    are: superseded, or lost with their session.
-    """
-    base = state.started.base_commit
-    wanted = candidate_id(base, [patch.digest for patch in genome])
-    if wanted in (state.baseline, state.incumbent):
-        return False
-    return not any(
-        proposal.proposed.candidate == wanted
-        and proposal.status not in ("superseded", "abandoned")
-        and not _is_transient(state, proposal)
-        for proposal in state.proposals.values()
-    )
-
-
-def _is_transient(state: CampaignState, proposal: ProposalState) -> bool:
-    experiment = state.experiments.get(proposal.experiment or "")
-    return experiment is not None and experiment.is_transient

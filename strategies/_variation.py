@@ -1,18 +1,19 @@
 """How a candidate is made from one or two that were measured."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from attrs import frozen
+from attrs import evolve, frozen
 from numpy.random import Generator
 
 from aiopt.events import Operator, PatchRef
 from aiopt.genome import Genome, ordered, recombined, union, without
+from aiopt.ids import candidate_id
 from aiopt.protocols import Selection
 from aiopt.replay import CampaignState
 
-from ._population import Individual, compatible, gains, gene_pool, is_new
+from ._population import Individual, Known, compatible
 
-__all__ = ["Variation", "proposal"]
+__all__ = ["Variation", "not_shares"]
 
 _TOURNAMENT = 3
 """Patches among which the one to add or to drop is chosen."""
@@ -21,53 +22,88 @@ _DRAWS = 100
 """How many children are thrown away because they are known before it is said that there is none."""
 
 
-def proposal(state: CampaignState, parent: Individual, rewrite: float, rng: Generator) -> Selection:
-    """A new patch on top of a candidate, or with the probability `rewrite` one in place of one of
-    its patches, if the proposer can do that.
-    """
-    if parent.genome and "rewrite" not in state.declined and rng.random() < rewrite:
-        replaced = _any(parent.genome, rng)
-        return Selection(
-            parents=(parent.candidate,),
-            genome=without(parent.genome, replaced.digest),
-            operator="rewrite",
-            replaces=replaced,
-        )
-    return Selection(parents=(parent.candidate,), genome=parent.genome)
+def not_shares(values: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+    """Options that have to be probabilities and are none, each with what is wrong."""
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            yield name, f"{value:g}: a probability from 0 to 1"
 
 
 @frozen(kw_only=True)
 class Variation:
-    """Children of known patches; see `Genetic` for what the probabilities say."""
+    """Where the next candidates come from; see `Genetic` for what the probabilities say."""
 
+    crossover: float
     mutation: float
     union: float
     hunks: float
+    rewrite: float
 
-    def child(
+    def ask(
         self,
         state: CampaignState,
-        everyone: Iterable[Individual],
+        everyone: Sequence[Individual],
+        parent: Callable[[], Individual],
+        base: Callable[[], Individual],
+        rng: Generator,
+        count: int,
+    ) -> Sequence[Selection]:
+        """New patches while the proposer has any, and children of known ones, each of which is
+        another candidate. `parent` draws who breeds, `base` what a new patch is built on.
+        """
+        known = Known.of(state, everyone)
+        found: list[Selection] = []
+        while len(found) < count:
+            has_more = "propose" not in state.declined
+            child = None
+            if not has_more or rng.random() < self.crossover:
+                child = self._child(state, known, parent, rng)
+            if child is None and has_more:
+                child = self._proposal(state, base(), rng)
+            if child is None:
+                break
+            if child.operator not in ("propose", "rewrite"):
+                known = evolve(known, tried=known.tried | {_id(child.genome, state)})
+            found.append(child)
+        return found
+
+    def _proposal(self, state: CampaignState, base: Individual, rng: Generator) -> Selection:
+        """A new patch on top of a candidate, or in place of one of its patches, if the proposer
+        can do that.
+        """
+        if base.genome and "rewrite" not in state.declined and rng.random() < self.rewrite:
+            replaced = base.genome[int(rng.integers(len(base.genome)))]
+            return Selection(
+                parents=(base.candidate,),
+                genome=without(base.genome, replaced.digest),
+                operator="rewrite",
+                replaces=replaced,
+            )
+        return Selection(parents=(base.candidate,), genome=base.genome)
+
+    def _child(
+        self,
+        state: CampaignState,
+        known: Known,
         parent: Callable[[], Individual],
         rng: Generator,
     ) -> Selection | None:
-        """A genome that was not tried yet; `parent` draws who breeds. None if none was found."""
-        pool, worth = gene_pool(state), gains(state, everyone)
+        """A genome that was not tried yet; None if none was found."""
         for _ in range(_DRAWS):
             first = parent()
             made: tuple[Operator, tuple[str, ...], Genome] | None
             if rng.random() < self.mutation:
-                made = _mutated(first, pool, worth, rng)
+                made = _mutated(first, known, rng)
             else:
                 made = self._crossed(first, parent(), rng)
             if made is None:
                 continue
             operator, parents, genome = made
-            genome = compatible(genome, state, rng)
+            genome = compatible(genome, known, state, rng)
             parts: Mapping[str, tuple[int, ...]] = {}
             if rng.random() < self.hunks:
                 genome, parts = _some_hunks(state, genome, rng)
-            if parts or (genome and is_new(genome, state)):
+            if parts or (genome and _id(genome, state) not in known.tried):
                 return Selection(parents=parents, genome=genome, operator=operator, parts=parts)
         return None
 
@@ -82,13 +118,17 @@ class Variation:
         return "recombine", parents, recombined(first.genome, second.genome, rng)
 
 
+def _id(genome: Genome, state: CampaignState) -> str:
+    return candidate_id(state.started.base_commit, [patch.digest for patch in genome])
+
+
 def _mutated(
-    parent: Individual, pool: Genome, worth: Mapping[str, float], rng: Generator
+    parent: Individual, known: Known, rng: Generator
 ) -> tuple[Operator, tuple[str, ...], Genome] | None:
     """One known patch more, or one less: of a few that are drawn the one that brought the most, or
     the least.
     """
-    others = [patch for patch in pool if patch not in parent.genome]
+    others, worth = [p for p in known.pool if p not in parent.genome], known.worth
     ways: list[tuple[Operator, Callable[[], Genome]]] = []
     if others:
         ways.append(("add", lambda: (*parent.genome, _drawn(others, worth, 1.0, rng))))
@@ -109,10 +149,6 @@ def _drawn(
     places = rng.choice(len(patches), size=size, replace=False)
     drawn = [patches[int(place)] for place in places]
     return max(drawn, key=lambda patch: sign * worth.get(patch.digest, 0.0))
-
-
-def _any(patches: Sequence[PatchRef], rng: Generator) -> PatchRef:
-    return patches[int(rng.integers(len(patches)))]
 
 
 def _some_hunks(

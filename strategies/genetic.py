@@ -14,7 +14,7 @@ worth nothing, is found by unions: what changes nothing is tied with the best, a
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from attrs import field, frozen
+from attrs import asdict, field, frozen
 from numpy.random import Generator
 
 from aiopt.errors import ConfigError
@@ -23,7 +23,7 @@ from aiopt.ranking import DEFAULT_FITNESS
 from aiopt.replay import CampaignState
 
 from ._population import Individual, best, individuals
-from ._variation import Variation, proposal
+from ._variation import Variation, not_shares
 
 __all__ = ["Genetic"]
 
@@ -64,13 +64,9 @@ class Genetic:
     fitness: str = DEFAULT_FITNESS
 
     def __attrs_post_init__(self) -> None:
-        shares = ("incumbent", "crossover", "mutation", "union", "hunks", "rewrite", "migration")
         least = {"population": 2, "elites": 0, "tournament": 1, "islands": 1, "z": 0}
-        problems = [
-            (name, f"{value:g}: a probability from 0 to 1")
-            for name in shares
-            if not 0 <= (value := getattr(self, name)) <= 1
-        ]
+        shares = {**asdict(self._variation), "incumbent": self.incumbent}
+        problems = [*not_shares({**shares, "migration": self.migration})]
         problems += [
             (name, f"{value:g}: at least {bound}")
             for name, bound in least.items()
@@ -79,34 +75,31 @@ class Genetic:
         if problems:
             raise ConfigError("strategies.genetic", problems)
 
+    @property
+    def _variation(self) -> Variation:
+        return Variation(
+            crossover=self.crossover,
+            mutation=self.mutation,
+            union=self.union,
+            hunks=self.hunks,
+            rewrite=self.rewrite,
+        )
+
     def ask(self, state: CampaignState, rng: Generator, count: int) -> Sequence[Selection]:
         """New patches on top of good genomes while there are any, and children of known ones; see
         `aiopt.protocols.Strategy`.
         """
         everyone = individuals(state, self.weights, self.fitness)
-        found: list[Selection] = []
-        while len(found) < count:
-            child = self._one(state, everyone, rng)
-            if child is None:
-                break
-            found.append(child)
-        return found
 
-    def _one(
-        self, state: CampaignState, everyone: Sequence[Individual], rng: Generator
-    ) -> Selection | None:
         def parent() -> Individual:
             return self._parent(state, everyone, rng)
 
-        variation = Variation(mutation=self.mutation, union=self.union, hunks=self.hunks)
-        has_more = "propose" not in state.declined
-        if not has_more or rng.random() < self.crossover:
-            child = variation.child(state, everyone, parent, rng)
-            if child is not None or not has_more:
-                return child
-        on_top = rng.random() < self.incumbent
-        base = next((one for one in everyone if on_top and one.candidate == state.incumbent), None)
-        return proposal(state, base or parent(), self.rewrite, rng)
+        def base() -> Individual:
+            on_top = rng.random() < self.incumbent
+            found = (one for one in everyone if on_top and one.candidate == state.incumbent)
+            return next(found, None) or parent()
+
+        return self._variation.ask(state, everyone, parent, base, rng, count)
 
     def _parent(
         self, state: CampaignState, everyone: Sequence[Individual], rng: Generator

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
-from attrs import field, frozen
+from attrs import asdict, field, frozen
 from numpy.random import Generator
 
 from aiopt.archive import Archive, curiosity
@@ -33,7 +33,7 @@ from aiopt.replay import CampaignState
 from aiopt.views import profiles_of
 
 from ._population import Individual, individuals
-from ._variation import Variation, proposal
+from ._variation import Variation, not_shares
 
 __all__ = ["MapElites", "Measure"]
 
@@ -115,12 +115,8 @@ class MapElites:
     fitness: str = DEFAULT_FITNESS
 
     def __attrs_post_init__(self) -> None:
-        shares = ("incumbent", "crossover", "mutation", "union", "hunks", "rewrite")
-        problems = [
-            (name, f"{value:g}: a probability from 0 to 1")
-            for name in shares
-            if not 0 <= (value := getattr(self, name)) <= 1
-        ]
+        shares = {**asdict(self._variation), "incumbent": self.incumbent}
+        problems = [*not_shares(shares)]
         names = [measure.name for measure in self.measures]
         if not names or len(set(names)) < len(names):
             problems.append(("measures", "at least one, and each name once"))
@@ -131,6 +127,16 @@ class MapElites:
             problems.append(("fitness", problem))
         if problems:
             raise ConfigError("strategies.map-elites", problems)
+
+    @property
+    def _variation(self) -> Variation:
+        return Variation(
+            crossover=self.crossover,
+            mutation=self.mutation,
+            union=self.union,
+            hunks=self.hunks,
+            rewrite=self.rewrite,
+        )
 
     def ask(self, state: CampaignState, rng: Generator, count: int) -> Sequence[Selection]:
         """New patches on top of the incumbent and of elites while there are any, and children of
@@ -143,7 +149,6 @@ class MapElites:
         archive = self.archive(state, list(everyone.values()))
         elites = [everyone[elite.item] for elite in archive.elites]
         chances = self._chances(state, archive, elites)
-        variation = Variation(mutation=self.mutation, union=self.union, hunks=self.hunks)
 
         def elite() -> Individual:
             return elites[int(rng.choice(len(elites), p=chances))]
@@ -156,18 +161,10 @@ class MapElites:
         def parent() -> Individual:
             return on_incumbent(self.incumbent / 2)
 
-        found: list[Selection] = []
-        while len(found) < count:
-            has_more = "propose" not in state.declined
-            child = None
-            if not has_more or rng.random() < self.crossover:
-                child = variation.child(state, everyone.values(), parent, rng)
-            if child is None and has_more:
-                child = proposal(state, on_incumbent(self.incumbent), self.rewrite, rng)
-            if child is None:
-                break
-            found.append(child)
-        return found
+        def base() -> Individual:
+            return on_incumbent(self.incumbent)
+
+        return self._variation.ask(state, [*everyone.values()], parent, base, rng, count)
 
     def archive(
         self, state: CampaignState, everyone: Sequence[Individual] | None = None

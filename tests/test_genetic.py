@@ -18,7 +18,7 @@ from aiopt.replay import CampaignState, fold
 from aiopt.settings import Budget
 from aiopt.standing import Objective, Standing
 from aiopt.stats import proposal_rng
-from aiopt.strategies._population import Individual, best, gains, individuals
+from aiopt.strategies._population import Individual, Known, best, gains, individuals
 from aiopt.strategies._variation import _mutated
 from aiopt.strategies.genetic import Genetic
 
@@ -144,10 +144,11 @@ def test_mutation_adds_what_brought_most_and_drops_what_brought_least() -> None:
     patches = [PatchRef(name=f"p{n}", digest=f"{n:064d}") for n in range(6)]
     worth = {patch.digest: 0.1 * (n - 2) for n, patch in enumerate(patches) if n != 3}
     parent = evolve(one(1, 0.1), genome=tuple(patches[:4]))
+    known = Known(pool=tuple(patches), worth=worth, clashes=(), tried=frozenset())
     rng = np.random.default_rng(1)
     added, dropped = Counter[str](), Counter[str]()
     for _ in range(600):
-        found = _mutated(parent, tuple(patches), worth, rng)
+        found = _mutated(parent, known, rng)
         assert found is not None
         operator, parents, genome = found
         assert parents == (parent.candidate,)
@@ -158,7 +159,7 @@ def test_mutation_adds_what_brought_most_and_drops_what_brought_least() -> None:
     assert set(added) == {"p5"}  # of two, both are drawn
     assert dropped["p0"] > dropped["p1"] > 0
     assert not set(dropped) & {"p2", "p3"}
-    assert _mutated(evolve(parent, genome=()), (), worth, rng) is None
+    assert _mutated(evolve(parent, genome=()), evolve(known, pool=()), rng) is None
 
 
 async def test_what_a_patch_brought_is_its_candidate_beside_the_parent(tmp_path: Path) -> None:

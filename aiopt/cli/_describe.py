@@ -1,6 +1,7 @@
 """One line of text for each kind of event."""
 
 import math
+from collections.abc import Sequence
 
 from aiopt.cli._text import duration, effects_text, one_line, short
 from aiopt.events import (
@@ -33,7 +34,9 @@ from aiopt.events import (
     MetricUnreadable,
     PairScheduled,
     PairVoided,
+    PatchRef,
     ProfilerUnavailable,
+    ProposalDeclined,
     RunMeasured,
     SourcePrepared,
     StageFinished,
@@ -68,20 +71,32 @@ def _campaign(event: Event) -> str:
         case BudgetSpent():
             return f"{event.what}: {event.amount:g} {event.unit}"
         case CandidateProposed():
-            name = event.genome[-1].name if event.genome else "baseline"
-            who = f"{name} ({event.candidate}) by {event.proposer}"
-            return f"#{event.number} {who}: {event.hypothesis}"
+            how = f"by {event.proposer}" if event.proposer else event.operator
+            who = f"{_names(event.genome)} ({event.candidate}) {how}"
+            return f"#{event.number} {who}: {event.hypothesis}".removesuffix(": ")
+        case ProposalDeclined():
+            return f"{event.operator}: {event.proposer} has nothing for {_names(event.genome)}"
         case CandidateRejected():
             return f"#{event.number} {event.reason.replace('_', ' ')}: {event.detail}"
         case IncumbentChanged():
             return f"{event.previous} -> {event.candidate} by {short(event.experiment)}"
         case ExperimentStarted():
-            name = event.genome[-1].name if event.genome else "baseline"
-            return f"{event.purpose} {name} ({event.candidate}) against {event.incumbent}"
+            name = f"{_names(event.genome)} ({event.candidate})"
+            return f"{event.purpose} {name} against {event.incumbent}"
         case ExperimentFinished():
             return f"{event.outcome} {event.detail}"
         case _:
             return ""
+
+
+def _names(genome: Sequence[PatchRef]) -> str:
+    """The last patches, for they are what is new as a rule."""
+    names = [patch.name for patch in genome[-_NAMES:]]
+    more = [f"{len(genome) - _NAMES} more"] if len(genome) > _NAMES else []
+    return " + ".join([*more, *names]) or "baseline"
+
+
+_NAMES = 3
 
 
 def _stage(event: Event) -> str:

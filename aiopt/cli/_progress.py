@@ -213,8 +213,7 @@ class Progress:
         if found is None:
             return ""
         campaign, experiment = found
-        genome = experiment.started.genome
-        patch = genome[-1].name if genome else "baseline"
+        patch = campaign.change_name(experiment)
         if experiment.started.purpose in ("calibration", "audit"):
             patch = ""  # what the pairs are for says it
         elif experiment.started.purpose == "ablation":

@@ -121,7 +121,7 @@ def _status(experiment: Experiment) -> tuple[str, str]:
     state, text = experiment.state, experiment.hypothesis
     proposal = experiment.proposal
     if proposal is not None and proposal.proposed.genome:
-        text = f"{proposal.proposed.genome[-1].name}: {text}"
+        text = f"{experiment.campaign.change_name(state)}: {text}"
     verdict = state.verdict
     gate = next((e for e in state.facts if isinstance(e, GateFailed)), None)
     if verdict is None:

@@ -266,14 +266,14 @@ def _shrunken(
     campaign: CampaignState, objective: Objective, stream: str, found: Shrunken
 ) -> ShrunkenRow:
     experiment = campaign.experiments[stream]
-    verdict, genome = experiment.verdict, experiment.started.genome
+    verdict = experiment.verdict
     direction = campaign.params.direction_of(objective.metric)
     return ShrunkenRow(
         metric=objective.metric,
         workload=objective.workload,
         number=experiment.started.number,
         experiment=stream,
-        patch=genome[-1].name if genome else "baseline",
+        patch=campaign.change_name(experiment),
         status=verdict.kind if verdict is not None else "",
         effect=found.effect,
         se=found.se,

@@ -87,12 +87,11 @@ def _rows(campaign: CampaignState) -> Iterator[ChargeRow]:
     for charge in campaign.charged:
         experiment = charged[charge.ordinal]
         verdict = experiment.verdict.kind if experiment.verdict is not None else None
-        genome = experiment.started.genome
         yield ChargeRow(
             ordinal=charge.ordinal,
             number=charge.number,
             experiment=experiment.stream,
-            patch=genome[-1].name if genome else "baseline",
+            patch=campaign.change_name(experiment),
             charged=charge.charged,
             spent=charge.spent,
             left=charge.left,

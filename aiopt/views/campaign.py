@@ -1,10 +1,10 @@
 """A campaign, its candidates and one experiment, as far as they have come."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from attrs import frozen
 
-from aiopt.events import Event, MechanismChecked, PatchRef
+from aiopt.events import Event, MechanismChecked
 from aiopt.replay import CampaignState, ExperimentState, ProposalState
 from aiopt.views.audit import AuditView, audit_view, left_out
 from aiopt.views.calibration import (
@@ -87,7 +87,7 @@ class CandidateRow:
 
 def candidate_row(campaign: CampaignState, proposal: ProposalState) -> CandidateRow:
     """One proposal of a campaign."""
-    experiment = campaign.experiments.get(proposal.experiment or "")
+    experiment = campaign.experiment_of(proposal)
     verdict = experiment.verdict if experiment else None
     status: str = proposal.status
     reason = ""
@@ -102,7 +102,7 @@ def candidate_row(campaign: CampaignState, proposal: ProposalState) -> Candidate
         number=proposal.number,
         experiment=proposal.experiment,
         candidate=proposal.proposed.candidate,
-        patch=_patch_name(proposal.proposed.genome),
+        patch=campaign.proposal_name(proposal),
         hypothesis=proposal.proposed.hypothesis,
         proposer=proposal.proposed.proposer,
         status=status,
@@ -134,10 +134,6 @@ def candidate_table(campaign: CampaignState) -> tuple[CandidateRow, ...]:
     return tuple(candidate_row(campaign, p) for p in campaign.proposals.values())
 
 
-def _patch_name(genome: Sequence[PatchRef]) -> str:
-    return genome[-1].name if genome else "baseline"
-
-
 @frozen(kw_only=True)
 class ExperimentView:
     """Everything about one experiment."""
@@ -147,7 +143,7 @@ class ExperimentView:
     number: int
     purpose: str
     patch: str
-    """The last one; of an ablation the one that is left out."""
+    """What it changes of its incumbent; of an ablation what is left out."""
     genome: tuple[tuple[str, str], ...]
     """Name and blob of each patch."""
     hypothesis: str
@@ -200,7 +196,7 @@ def experiment_view(
         purpose=started.purpose,
         patch=left_out(campaign, experiment)
         if started.purpose == "ablation"
-        else _patch_name(started.genome),
+        else campaign.change_name(experiment),
         genome=tuple((patch.name, patch.digest) for patch in started.genome),
         hypothesis=hypothesis,
         candidate=started.candidate,

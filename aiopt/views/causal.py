@@ -52,11 +52,10 @@ def _rows(campaign: CampaignState, experiment: ExperimentState) -> list[CreditRo
         realised = _realised(experiment, check.claim.metric)
         credit = credit_of(check, realised, parent) if realised is not None else None
         if credit is not None:
-            genome = experiment.started.genome
             rows.append(
                 CreditRow(
                     experiment=experiment.stream,
-                    patch=genome[-1].name if genome else "",
+                    patch=campaign.change_name(experiment),
                     metric=check.claim.metric,
                     credit=credit,
                     ratio=credit.ratio,
