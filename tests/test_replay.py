@@ -31,9 +31,13 @@ from aiopt.events import (
 )
 from aiopt.fitness import Fitness, Unmeasured, fitness_of
 from aiopt.ids import candidate_id
-from aiopt.replay import LogState, fold, step
+from aiopt.ranking import rank
+from aiopt.replay import CampaignState, LogState, fold, step
 from aiopt.rescoring import rescore
 from aiopt.rules import params_from
+from aiopt.stats import proposal_rng
+from aiopt.strategies.genetic import Genetic
+from aiopt.strategies.map_elites import MapElites
 from aiopt.verdict import Judge, verdict_by
 from tests.factories import make
 
@@ -221,6 +225,46 @@ def test_the_order_in_which_independent_experiments_end_does_not_matter(
     assert {n: p.status for n, p in ours.proposals.items()} == {
         n: p.status for n, p in theirs.proposals.items()
     }
+
+
+@given(
+    st.lists(st.floats(1.2, 1.6), min_size=2, max_size=5),
+    st.randoms(use_true_random=False),
+    st.integers(0, 50),
+)
+@settings(max_examples=25, deadline=None)
+def test_what_strategies_ask_for_does_not_depend_on_that_order(
+    middles: list[float], random: Any, seed: int
+) -> None:
+    """Nor do the ranking and the archive; candidates were proposed in one order, and are measured
+    side by side.
+    """
+    base: tuple[str, tuple[PatchRef, ...]] = (candidate_id(BASE, ()), ())
+    each = [
+        experiment("cmp-0001~1", number, [middle + 0.001 * pair for pair in range(8)], base)[0]
+        for number, middle in enumerate(middles, 1)
+    ]
+    proposed = [items[0] for items in each]
+    rest = [items[1:] for items in each]
+
+    def state_of(log: Items) -> CampaignState:
+        (state,) = fold(recorded([*started("cmp-0001~1"), *proposed, *log])).campaigns.values()
+        return state
+
+    plain = state_of([item for items in rest for item in items])
+    mixed = list[tuple[str, Event]]()
+    while any(rest):
+        mixed.append(random.choice([items for items in rest if items]).pop(0))
+    shuffled = state_of(mixed)
+    assert rank(plain).ranked == rank(shuffled).ranked
+    for strategy in (Genetic(crossover=0.8), MapElites(crossover=0.8, parents="curiosity")):
+        asked = [strategy.ask(s, proposal_rng(seed, 9), 4) for s in (plain, shuffled)]
+        assert asked[0] == asked[1]
+        children = [each for each in asked[0] if each.operator not in ("propose", "rewrite")]
+        assert len({each.genome for each in children if not each.parts}) == len(
+            [each for each in children if not each.parts]
+        )
+    assert MapElites().archive(plain) == MapElites().archive(shuffled)
 
 
 def test_a_gain_in_time_for_a_loss_in_memory_depends_on_the_weights() -> None:
