@@ -19,7 +19,7 @@ aiopt/simulate.py,aiopt/metrics.py,aiopt/found.py,aiopt/db_bench.py,aiopt/criter
 aiopt/candidate.py,aiopt/settings.py,strategies/*.py
 
 .PHONY: help demo test lint ruff format-check mypy imports format coverage bench bench-verdict \
-	null-campaign claims-campaign kill-suite dist venv clean
+	null-campaign claims-campaign strategy-study kill-suite dist venv clean
 
 help:
 	@echo "make demo        optimise targets/pyserver; the log goes to results/demo/"
@@ -31,6 +31,7 @@ help:
 	@echo "make bench-verdict  score every decision rule on noise (minutes)"
 	@echo "make null-campaign  thirty patches that change nothing, none of which may be kept"
 	@echo "make claims-campaign  evidence in a campaign, and a wrong claim that it has to flag (minutes)"
+	@echo "make strategy-study  fifteen campaigns: which strategy gets the most out of a pool (hours)"
 	@echo "make kill-suite  kill campaigns at every kind of moment and compare how they end"
 	@echo "make dist        wheel and sdist in dist/"
 	@echo "make venv        just .venv, with everything for development"
@@ -76,6 +77,9 @@ null-campaign: $(VENV)/.aiopt-test
 
 claims-campaign: $(VENV)/.aiopt-test
 	$(bin)/python -m tests.targets.claims_campaign $(ARGS)
+
+strategy-study: $(VENV)/.aiopt-test
+	$(bin)/python -m tests.targets.strategy_study --results results/strategies $(ARGS)
 
 kill-suite: $(VENV)/.aiopt-test
 	$(bin)/python -m tests.kill_suite $(ARGS)

@@ -6,6 +6,8 @@ import re
 import sqlite3
 import subprocess
 import sys
+import textwrap
+import tomllib
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -14,8 +16,11 @@ from random import Random
 import click
 import pytest
 
+from aiopt import plugins
 from aiopt.cli import COMMANDS, main
+from aiopt.config import structure
 from aiopt.log import Log
+from aiopt.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -66,6 +71,15 @@ def test_exit_codes_are_those_of_the_command_line() -> None:
     assert set(re.findall(r"^\| (\d+) \|", README, re.MULTILINE)) == named
     for code in named - {"0"}:
         assert re.search(rf"\b{code}\b", PROGRAM)
+
+
+def test_strategies_take_the_options_of_the_readme() -> None:
+    """The example of an `aiopt.toml` with parameters of strategies."""
+    (block,) = re.findall(r'^    strategy = "map-elites"\n(?:    .*\n)+', README, re.MULTILINE)
+    settings = structure(tomllib.loads(textwrap.dedent(block)), Settings, "README.md")
+    assert set(settings.strategies) == {"genetic", "map-elites"}
+    for name, options in settings.strategies.items():
+        assert plugins.load("strategies", name, options).plugin is not None
 
 
 def test_paths_that_are_named_exist() -> None:

@@ -1,7 +1,7 @@
 """Which strategy gets the most out of pyserver's pool with the same number of runs.
 
-    python -m tests.targets.strategy_study --results results/study
-    python -m tests.targets.strategy_study --results results/study --table
+    python -m tests.targets.strategy_study --results results/strategies
+    python -m tests.targets.strategy_study --results results/strategies --table
 
 A campaign for each strategy and seed, each with the same budget of runs (calibration and all) and
 then an audit of its final source against the unmodified one, on fresh pairs beyond the budget. So
@@ -199,7 +199,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, required=True, help="keep the logs there")
     parser.add_argument("--strategies", default=",".join(STRATEGIES))
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--runs", type=int, default=400, help="the budget of each campaign")
+    parser.add_argument("--runs", type=int, default=700, help="the budget of each campaign")
     parser.add_argument("--set", action="append", default=[], metavar="a=b", help="of the rule")
     parser.add_argument("--table", action="store_true", help="only print what there is")
     options = parser.parse_args()
