@@ -10,6 +10,7 @@ numbers, names and incumbents differ, their measurements come up again.
 """
 
 import argparse
+import math
 import random
 import sys
 from collections.abc import Iterator, Sequence
@@ -111,14 +112,13 @@ class _Bench:
             events: list[Event] = [pair]
             events += [self._run(pair, arm, gain, missing) for arm in pair.order]
             if self.coin.random() < 0.02:
-                reason = "steal 12 %"
                 events.append(
                     PairVoided(
                         purpose=pair.purpose,
                         workload=pair.workload,
                         index=pair.index,
                         attempt=pair.attempt,
-                        reason=reason,
+                        reason="steal 12 %",
                         rule="steal",
                     )
                 )
@@ -135,7 +135,7 @@ class _Bench:
                 continue
             better = gain if arm == "B" and name != "rss_mb" else 0.0
             sign = 1 if name == "throughput_ops" else -1
-            scale = 2.718281828459045 ** (sign * better + self.coin.gauss(0, spread))
+            scale = math.exp(sign * better + self.coin.gauss(0, spread))
             metrics[name] = (float(f"{typical * scale:.6g}"),)
         return RunMeasured(
             purpose=pair.purpose,
@@ -166,7 +166,7 @@ class _Bench:
         elif kind != "no_change":
             before.append(GatePassed(gate="test"))
         charged = kind not in ("gate", "no_change")
-        more = [self._charged("", number, 1)] if charged else []
+        more = [self.charged("", number, 1)] if charged else []
         judge = Judge(
             verdict_by("two-stage"),
             self.params,
@@ -186,7 +186,7 @@ class _Bench:
         after = (*measured, verdict)
         return _Judged(tuple(before), charged, after, runs, verdict.kind == "keep")
 
-    def _charged(self, calibration: str, number: int, ordinal: int) -> LevelCharged:
+    def charged(self, calibration: str, number: int, ordinal: int) -> LevelCharged:
         cost = charge_of(self.params, ordinal)
         return LevelCharged(
             number=number,
@@ -196,9 +196,6 @@ class _Bench:
             left=1.0,
             calibration=calibration,
         )
-
-    def level(self, calibration: str, number: int, ordinal: int) -> LevelCharged:
-        return self._charged(calibration, number, ordinal)
 
 
 def _started(campaign: str, purpose: ExperimentPurpose, **more: Any) -> ExperimentStarted:
@@ -263,12 +260,14 @@ def _campaign(log: Log, bench: _Bench, runs: int, seed: int) -> Iterator[Items]:
         patch = PatchRef(name=f"{number:06d}-{kind}", digest=digest(f"{seed} {number}".encode()))
         genes = (*incumbent[1], patch)
         candidate = candidate_id(_COMMIT, [each.digest for each in genes])
+        # Of the genome the last patch: with all of a hundred keeps the log would be mostly that.
         exp = log.new_stream("exp")
         ordinal += judged.charged
         proposed = CandidateProposed(
             number=number,
             candidate=candidate,
             genome=genes[-1:],
+            patch=patch.digest,
             parents=(incumbent[0],),
             hypothesis="less work in the inner loop",
             proposer="pool",
@@ -285,7 +284,7 @@ def _campaign(log: Log, bench: _Bench, runs: int, seed: int) -> Iterator[Items]:
                 incumbent_tree=_COMMIT,
             ),
             *judged.before,
-            *([bench.level(calibration, number, ordinal)] if judged.charged else []),
+            *([bench.charged(calibration, number, ordinal)] if judged.charged else []),
             *judged.after,
             ExperimentFinished(outcome="judged"),
         ]
