@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 from attrs import define, frozen
 
 from aiopt.batch_looks import Action, BatchResult, take
@@ -18,21 +17,16 @@ from aiopt.batches import bounds, by_size, signed_rank_p
 from aiopt.calibration import Calibrated, Measured, calibrate, guard_spread, missing_calibration
 from aiopt.columnar import GATES, VERDICTS, Records, Unprojectable
 from aiopt.events import Event, LevelCharged, PairVoided, RunMeasured
-from aiopt.guards import failed_gate, main_margins
+from aiopt.guards import ROUNDING, failed_gate, main_margins
 from aiopt.pair_columns import PairColumns, PairGroup
 from aiopt.pairs import pairs_by_purpose
 from aiopt.rules import COMPOSITE, RuleParams
-from aiopt.stats import Floats
+from aiopt.stats import Bools, Floats, Ints
 
 __all__ = ["KINDS", "BatchDecisions", "decide_all"]
 
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 
 KINDS: tuple[str, ...] = (*VERDICTS, "needs_more")
-
-_ROUNDING = 1e-12
-"""As in `aiopt.guards`."""
 
 
 @define(eq=False)
@@ -284,7 +278,7 @@ class _Screened:
             return found
 
         def is_lost(x: Floats) -> Bools:
-            return np.asarray((x < -bound - _ROUNDING).any(axis=1), dtype=np.bool_)
+            return np.asarray((x < -bound - ROUNDING).any(axis=1), dtype=np.bool_)
 
         if (name, workload) in self.plans:
             return is_worse

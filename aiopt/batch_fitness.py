@@ -3,18 +3,14 @@
 from collections.abc import Mapping
 
 import numpy as np
-import numpy.typing as npt
 from attrs import evolve, frozen
 
 from aiopt.batches import by_size, estimates
 from aiopt.fitness import Fitness, Unmeasured, compared_by
 from aiopt.pair_columns import Differences, PairColumns, PairGroup
-from aiopt.stats import Floats
+from aiopt.stats import Bools, Floats, Ints
 
 __all__ = ["BatchCompared", "BatchFitness", "compare_all", "fitness_of_all"]
-
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 
 
 @frozen(eq=False)

@@ -1,20 +1,15 @@
 """The looks of one stage at many experiments at once; see `aiopt.sequential`."""
 
-import math
 from enum import IntEnum
 
 import numpy as np
-import numpy.typing as npt
 from attrs import frozen
 
 from aiopt.batches import by_size, hodges_lehmann, mad_sd, signed_rank_p
-from aiopt.sequential import Stage, looks_at, spending
-from aiopt.stats import Floats
+from aiopt.sequential import Stage, is_futile, looks_at, spending
+from aiopt.stats import Bools, Floats, Ints
 
 __all__ = ["Action", "BatchResult", "take"]
-
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 
 
 class Action(IntEnum):
@@ -69,11 +64,6 @@ def _actions(stage: Stage, x: Floats, level: float) -> Ints:
     k = x.shape[1]
     p = signed_rank_p(x, stage.delta0)
     effect, sd = hodges_lehmann(x), mad_sd(x)
-    precision = math.sqrt(k) / np.maximum(stage.sd_pair, sd)
-    futile = (effect - stage.mei) * precision < (-2.8 if k < 6 else -2.3)
-    if k >= 0.45 * stage.n:
-        futile |= (effect - stage.delta0) * precision < 0.3
-    if k >= stage.n:
-        futile |= p > 0.25
+    futile = is_futile(stage, k, effect, sd, p)
     actions = np.where(futile, Action.FUTILE, Action.CAP if k > stage.n else Action.OPEN)
     return np.where(p <= level, Action.PASS, actions)

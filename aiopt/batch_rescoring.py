@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 from attrs import define, evolve, field, frozen
 
 from aiopt.batch_decisions import KINDS, BatchDecisions, decide_all
@@ -23,19 +22,17 @@ from aiopt.fitness import Fitness
 from aiopt.ids import candidate_id
 from aiopt.pair_columns import pair_columns
 from aiopt.pairs import pairs_by_purpose
-from aiopt.ranking import DEFAULT_FITNESS, Ranked, not_comparable
+from aiopt.ranking import DEFAULT_FITNESS, Ranked, equal_weights, not_comparable
 from aiopt.rescoring import Decision, Rescored
 from aiopt.rules import NeedsMore, RuleParams, params_from, vary
 from aiopt.scoring import UNFOUNDED
 from aiopt.standing import ONE_SIDED, Objective, Standing
-from aiopt.stats import Floats
+from aiopt.stats import Bools, Floats, Ints
 from aiopt.two_stage import TwoStage
 from aiopt.verdict import check_rule
 
 __all__ = ["FACTS", "BatchRescored", "Source", "rescore_columns"]
 
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 
 _RULE = "two-stage"
 _KEEP, _NEEDS_MORE = KINDS.index("keep"), KINDS.index("needs_more")
@@ -92,8 +89,7 @@ def rescore_columns(
     decisions = decide_all(
         pairs, records[places], calibrations, lambda at: source.events(columns.texts["stream"][at])
     )
-    primaries = params.primaries
-    ranking = dict(weights) if weights else {name: 1 / len(primaries) for name in primaries}
+    ranking = dict(weights) if weights else equal_weights(params)
     valid = records["verdict"][places] != VERDICTS.index("invalid")
     compared = compare_all(pairs, ranking, valid)
     return BatchRescored(

@@ -18,7 +18,7 @@ from attrs import Factory, define, field, frozen
 
 from aiopt.events import ExperimentOutcome, ExperimentPurpose, PairPurpose, PatchRef, VerdictKind
 from aiopt.genome import change_name
-from aiopt.stats import Floats
+from aiopt.stats import Floats, Ints
 
 __all__ = [
     "CHUNK",
@@ -44,7 +44,6 @@ __all__ = [
     "made_now",
 ]
 
-Ints = npt.NDArray[np.int64]
 Records = npt.NDArray[np.void]
 
 CHUNK = 4096

@@ -14,6 +14,7 @@ from aiopt.rules import MetricRule, Objective, RuleParams
 from aiopt.stats import signed_rank_p
 
 __all__ = [
+    "ROUNDING",
     "answers_differ",
     "failed_gate",
     "guard_effects",
@@ -24,7 +25,7 @@ __all__ = [
     "workload_margins",
 ]
 
-_ROUNDING = 1e-12
+ROUNDING = 1e-12
 """So that a value which is worse by exactly the margin holds, whatever its logarithms round to."""
 
 GuardState = Literal["held", "broken", "unresolved"]
@@ -142,7 +143,7 @@ def _non_inferior(
     if not d:
         return None, "unresolved"
     if spread == 0:
-        return None, "held" if all(x >= -bound - _ROUNDING for x in d) else "broken"
+        return None, "held" if all(x >= -bound - ROUNDING for x in d) else "broken"
     p = signed_rank_p(d, -bound)
     if p <= level:
         return p, "held"

@@ -14,12 +14,9 @@ from attrs import define, field, frozen
 
 from aiopt.columnar import PAIR_PURPOSES, VOID, Columns, Unprojectable
 from aiopt.rules import RuleParams
-from aiopt.stats import Floats
+from aiopt.stats import Bools, Floats, Ints
 
 __all__ = ["Differences", "PairColumns", "PairGroup", "pair_columns"]
-
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 
 
 @frozen

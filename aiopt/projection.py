@@ -45,7 +45,6 @@ from aiopt.columnar import (
     Chunk,
     Columns,
     Gathering,
-    Ints,
     Names,
     Records,
     Tables,
@@ -54,6 +53,7 @@ from aiopt.columnar import (
 )
 from aiopt.errors import LogError
 from aiopt.events import Event
+from aiopt.stats import Ints
 
 __all__ = ["Projection", "folder_of"]
 

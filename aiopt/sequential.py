@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal
 
+import numpy as np
 from attrs import frozen
 
-from aiopt.stats import hodges_lehmann, mad_sd, signed_rank_p
+from aiopt.stats import Bools, Floats, hodges_lehmann, mad_sd, signed_rank_p
 
-__all__ = ["Look", "Stage", "StageResult", "looks_at", "spending", "take"]
+__all__ = ["Look", "Stage", "StageResult", "is_futile", "looks_at", "spending", "take"]
 
 _PLANNED_SHARE = 0.7
 _GROWTH = 1.5
@@ -116,17 +117,21 @@ def _look(stage: Stage, d: Sequence[float], used: float) -> Look:
         return Look(k, p, level, used + level, effect, sd, "pass")
     used += level if possible else 0.0
     action: Literal["continue", "futile", "cap"] = "continue"
-    if _is_futile(stage, k, effect, sd, p):
+    if is_futile(stage, k, *np.array([effect, sd, p])):
         action = "futile"
     elif k > stage.n:
         action = "cap"
     return Look(k, p, level if possible else 0.0, used, effect, sd, action)
 
 
-def _is_futile(stage: Stage, k: int, effect: float, sd: float, p: float) -> bool:
-    precision = math.sqrt(k) / max(stage.sd_pair, sd)
-    if (effect - stage.mei) * precision < (-2.8 if k < 6 else -2.3):
-        return True
-    if k >= 0.45 * stage.n and (effect - stage.delta0) * precision < 0.3:
-        return True
-    return k >= stage.n and p > 0.25
+def is_futile(stage: Stage, k: int, effect: Floats, sd: Floats, p: Floats) -> Bools:
+    """Whether a look at `k` pairs says that the stage will not pass: of one candidate, or of many,
+    an entry each.
+    """
+    precision = math.sqrt(k) / np.maximum(stage.sd_pair, sd)
+    futile = (effect - stage.mei) * precision < (-2.8 if k < 6 else -2.3)
+    if k >= 0.45 * stage.n:
+        futile |= (effect - stage.delta0) * precision < 0.3
+    if k >= stage.n:
+        futile |= p > 0.25
+    return np.asarray(futile)

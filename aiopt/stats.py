@@ -22,8 +22,10 @@ import numpy.typing as npt
 __all__ = [
     "EXACT_UP_TO",
     "Z95",
+    "Bools",
     "Direction",
     "Floats",
+    "Ints",
     "Order",
     "PairStage",
     "best_case_p",
@@ -47,7 +49,9 @@ __all__ = [
     "wilson",
 ]
 
+Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
 Direction = Literal["lower", "higher"]
 """Which way a metric is better."""
