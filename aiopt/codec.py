@@ -162,16 +162,17 @@ class Codec:
         name, version, unstructure = self._encoders.get(cls) or self._encoder(cls)
         tree = unstructure(event)
         try:
-            payload = orjson.dumps(tree, _plain, _OPTIONS)
+            payload = orjson.dumps(tree, _plain, _OPTIONS).decode()
         except orjson.JSONEncodeError as error:
             raise ValueError(f"{name} cannot be written as JSON: {error}") from error
         # orjson writes NaN as null. Only where there are more nulls than fields that are None
         # has anything to be searched.
-        nulls = payload.count(b"null")
-        if nulls and nulls != [*tree.values()].count(None) and not _all_finite(tree):
-            where, value = next(_not_finite(tree, name))
-            raise ValueError(f"{where} is {value}: an event holds finite numbers only")
-        return name, version, payload.decode()
+        if "null" in payload:
+            nulls = payload.count("null")
+            if nulls != [*tree.values()].count(None) and not _all_finite(tree):
+                where, value = next(_not_finite(tree, name))
+                raise ValueError(f"{where} is {value}: an event holds finite numbers only")
+        return name, version, payload
 
     def decode(self, type_name: str, schema_version: int, payload: str | bytes) -> Any:
         """Return the event.

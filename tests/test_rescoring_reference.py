@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy.stats import t as student_t  # type: ignore[import-untyped]
 
 import aiopt
 from aiopt import quick_rescore
@@ -125,20 +126,22 @@ def estimated(d: list[float]) -> tuple[float, float]:
         return value, (walsh[c - 1] - walsh[-c]) / (2 * 1.959963984540054)
     if len(d) == 1:
         return value, math.inf
-    quantile = {2: 12.7062, 3: 4.30265, 4: 3.18245, 5: 2.77645}[len(d)]
-    return value, quantile / 1.959964 * statistics.stdev(d) * math.sqrt(math.pi / 3 / len(d))
+    quantile = float(student_t.ppf(0.975, len(d) - 1)) / 1.959963984540054
+    return value, quantile * statistics.stdev(d) * math.sqrt(math.pi / 3 / len(d))
 
 
 def check(results: tuple[Rescored, Rescored], log: Path) -> tuple[int, int]:
     """Places and keeps under both, and so what differs; returns how many places and keeps do."""
     expected = [ranking_of(log, weights) for weights in WEIGHTINGS]
     for result, (rows, kept) in zip(results, expected, strict=True):
-        assert len(result.ranking) == len(rows)
-        for ranked, (_, total, low) in zip(result.ranking, rows, strict=True):
+        expected_of = {row[0]: row for row in rows}
+        assert {ranked.experiment for ranked in result.ranking} == expected_of.keys()
+        for ranked, beside in zip(result.ranking, rows, strict=True):
+            _, total, low = expected_of[ranked.experiment]
             assert ranked.total == pytest.approx(total, rel=1e-9, abs=1e-12)
-            assert ranked.low == pytest.approx(low, rel=1e-5, abs=1e-7)
-        same = sum(r.experiment == row[0] for r, row in zip(result.ranking, rows, strict=True))
-        assert same > 0.999 * len(rows)  # but for ties to the last digit
+            assert ranked.low == pytest.approx(low, rel=1e-9, abs=1e-12)
+            # in its place, or in that of one whose bound is the same but for the last digits
+            assert low == pytest.approx(beside[2], rel=1e-9, abs=1e-12)
         assert {d.experiment for d in result.decisions if d.replayed == "keep"} == kept
     places = [{row[0]: place for place, row in enumerate(rows)} for rows, _ in expected]
     moved = sum(places[0][stream] != place for stream, place in places[1].items())
