@@ -102,86 +102,118 @@ def rank(
     scorer = _scorer(fitness, campaign, params, profiles)
     evidence = _Evidence(campaign, profiles, {n for n in weights if is_evidence(n)}, guards)
     pooled = fitness != "geometric"
-    measured, unranked = dict[str, Fitness](), list[tuple[str, str]]()
+    compared = _Compared(campaign, params, weights, evidence, pooled=pooled, complete=complete)
+    ranked, unranked = list[Ranked](), list[tuple[str, str]]()
     for experiment in campaign.judged():
-        own = _alone(params, experiment, weights, evidence, pooled)
-        if isinstance(own, Unmeasured):
-            unranked.append((experiment.stream, own.reason))
-        else:
-            measured[experiment.stream] = own
-    missing = {stream: frozenset(own.missing) for stream, own in measured.items()}
-    used = compared_by(weights, Counter(missing.values()), complete=complete)
-    steps = Steps(campaign, params, {n: w for n, w in weights.items() if n in used}, pooled=pooled)
-    all_have_all = not any(missing.values())
-    ranked = list[Ranked]()
-    for experiment in campaign.judged():
-        stream = experiment.stream
-        if stream not in measured:
-            continue
-        scored = scorer.score(experiment) if scorer is not None else None
-        if lacks := sorted(missing[stream] & used):
-            unranked.append((stream, not_comparable(lacks)))
-            continue
-        if all_have_all:
-            taken = steps.follow(experiment, measured[stream])
-        else:
-            taken = steps.take(experiment, evidence.changes(experiment))
-        problem = taken if isinstance(taken, Unmeasured) else scored
+        found = compared.of(experiment)
+        scored = scorer.score(experiment) if scorer is not None and _is_valid(experiment) else None
         broken = evidence.broken(experiment)
-        if isinstance(problem, Unmeasured) or broken:
-            reason = problem.reason if isinstance(problem, Unmeasured) else broken
-            unranked.append((stream, reason))
-            continue
-        assert not isinstance(taken, Unmeasured)
-        assert not isinstance(scored, Unmeasured)
-        own, total = taken
-        unknown = {*measured[stream].missing, *evidence.unguarded(experiment)}
-        ranked.append(
-            Ranked(
-                experiment=stream,
-                number=experiment.started.number,
-                patch=campaign.change_name(experiment),
-                step=evolve(own, missing=tuple(sorted(unknown))),
-                total=total.value,
-                low=total.sure,
-                se=total.se,
-                standing=Standing(
-                    objectives=scored if scored is not None else (total,),
-                    incumbent=experiment.started.incumbent,
-                ),
-            )
-        )
+        if isinstance(found, Unmeasured):
+            unranked.append((experiment.stream, found.reason))
+        elif isinstance(scored, Unmeasured):
+            unranked.append((experiment.stream, scored.reason))
+        elif broken:
+            unranked.append((experiment.stream, broken))
+        else:
+            step, total = found
+            unknown = {*step.missing, *evidence.unguarded(experiment)}
+            step = evolve(step, missing=tuple(sorted(unknown)))
+            objectives = scored if scored is not None else (total,)
+            ranked.append(_ranked(campaign, experiment, step, total, objectives))
     ranked.sort(key=lambda each: each.number)
-    place = {experiment.stream: n for n, experiment in enumerate(campaign.judged())}
     zero = (Objective(value=0.0, se=0.0, step_se=0.0),)
     return Ranking(
         ranked=tuple(ranked[n] for n in best_first([each.standing for each in ranked])),
-        unranked=tuple(sorted(unranked, key=lambda each: place[each[0]])),
+        unranked=tuple(unranked),
         baseline=Standing(
             objectives=zero if scorer is None else scorer.baseline(), incumbent=campaign.baseline
         ),
-        compared_by=tuple(n for n in weights if n in used)
-        if scorer is None
-        else scorer.compared_by,
-        lacking=_lacking(weights, used, missing.values()) if scorer is None else scorer.lacking,
+        compared_by=compared.compared_by if scorer is None else scorer.compared_by,
+        lacking=compared.lacking if scorer is None else scorer.lacking,
     )
+
+
+def _ranked(
+    campaign: CampaignState,
+    experiment: ExperimentState,
+    step: Fitness,
+    total: Objective,
+    objectives: tuple[Objective, ...],
+) -> Ranked:
+    return Ranked(
+        experiment=experiment.stream,
+        number=experiment.started.number,
+        patch=campaign.change_name(experiment),
+        step=step,
+        total=total.value,
+        low=total.sure,
+        se=total.se,
+        standing=Standing(objectives=objectives, incumbent=experiment.started.incumbent),
+    )
+
+
+def _is_valid(experiment: ExperimentState) -> bool:
+    return experiment.verdict is not None and experiment.verdict.kind != "invalid"
+
+
+class _Compared:
+    """The fitness of every candidate, on the signals by which all of them are compared."""
+
+    def __init__(
+        self,
+        campaign: CampaignState,
+        params: RuleParams,
+        weights: Mapping[str, float],
+        evidence: "_Evidence",
+        *,
+        pooled: bool,
+        complete: bool,
+    ) -> None:
+        self._evidence = evidence
+        self._whole = {
+            each.stream: fitness_of(
+                params, each.facts, weights, evidence.changes(each), pooled=pooled
+            )
+            for each in campaign.judged()
+            if _is_valid(each)
+        }
+        missing = Counter(
+            frozenset(own.missing) for own in self._whole.values() if isinstance(own, Fitness)
+        )
+        self._used = compared_by(weights, missing, complete=complete)
+        used = {name: weight for name, weight in weights.items() if name in self._used}
+        self._all_have_all = not any(missing)
+        self._steps = Steps(campaign, params, used, pooled=pooled)
+        self.compared_by = tuple(used)
+        self.lacking = {
+            name: sum(count for lacks, count in missing.items() if name in lacks)
+            for name, weight in weights.items()
+            if weight and name not in used
+        }
+
+    def of(self, experiment: ExperimentState) -> tuple[Fitness, Objective] | Unmeasured:
+        """The candidate's step and where it leads; asked in the order of the log. What the step
+        lacks is of all signals.
+        """
+        whole = self._whole.get(experiment.stream)
+        if whole is None:
+            assert experiment.verdict is not None
+            return Unmeasured(reason=f"invalid: {experiment.verdict.reason}")
+        if isinstance(whole, Unmeasured):
+            return whole
+        if lacks := sorted(self._used.intersection(whole.missing)):
+            return Unmeasured(reason=not_comparable(lacks))
+        if self._all_have_all:
+            return self._steps.follow(experiment, whole)
+        taken = self._steps.take(experiment, self._evidence.changes(experiment))
+        if isinstance(taken, Unmeasured):
+            return taken
+        return evolve(taken[0], missing=whole.missing), taken[1]
 
 
 def not_comparable(lacks: Sequence[str]) -> str:
     """Why a candidate is not ranked that lacks signals by which the others are compared."""
     return f"not measured on {', '.join(lacks)}, by which the others are compared"
-
-
-def _lacking(
-    weights: Mapping[str, float], used: frozenset[str], missing: Iterable[frozenset[str]]
-) -> Mapping[str, int]:
-    """Of signals that are not used, how many candidates have none."""
-    everyone = list(missing)
-    return {
-        name: sum(name in lacks for lacks in everyone)
-        for name, weight in weights.items()
-        if weight and name not in used
-    }
 
 
 def _scorer(
@@ -202,21 +234,6 @@ def _scorer(
         problem = f"{fitness!r}: there are {', '.join(FITNESSES)}"
         raise ConfigError("fitness", [("", problem)])
     return ByFunction(fitness, user_function(fitness), campaign, params, profiles)
-
-
-def _alone(
-    params: RuleParams,
-    experiment: ExperimentState,
-    weights: Mapping[str, float],
-    evidence: "_Evidence",
-    pooled: bool,
-) -> Fitness | Unmeasured:
-    """The fitness on whatever signals the candidate has."""
-    assert experiment.verdict is not None
-    if experiment.verdict.kind == "invalid":
-        return Unmeasured(reason=f"invalid: {experiment.verdict.reason}")
-    changes = evidence.changes(experiment)
-    return fitness_of(params, experiment.facts, weights, changes, pooled=pooled)
 
 
 class _Evidence:

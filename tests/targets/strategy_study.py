@@ -131,7 +131,8 @@ class Watch:
                 patches = "+".join(patch.name.partition("-")[0] for patch in event.genome)
                 self._labels[recorded.stream] = f"{event.purpose} {patches}"
             case VerdictReached() as event:
-                label = f"{short(recorded.stream)} {self._labels[recorded.stream]}"
+                # Of one that began before the campaign was resumed there is no label.
+                label = f"{short(recorded.stream)} {self._labels.get(recorded.stream, '')}"
                 self._say(f"{label}: {event.kind.replace('_', ' ')}")
             case CandidateRejected() as event:
                 self._say(f"#{event.number} rejected: {event.detail}")
