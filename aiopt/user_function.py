@@ -30,6 +30,8 @@ def user_function(name: str) -> UserFunction:
         )
     except Exception as error:
         problem = f"{place} does not import: {type(error).__name__}: {error}"
+        if Path(f"{place}.py").is_file():
+            problem += f"; {place}.py is a file here, so {place}.py:{attribute} would do"
         raise ConfigError("fitness", [(name, problem)]) from error
     found = getattr(module, attribute, None)
     if not callable(found):

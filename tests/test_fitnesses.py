@@ -1,6 +1,7 @@
 """What a ranking can be by: every named fitness, and functions of the user's."""
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -214,6 +215,18 @@ def test_a_function_that_gives_no_number_is_said_so(module: str) -> None:
     ):
         with pytest.raises(ConfigError, match=problem):
             rank(state, fitness=name)
+
+
+def test_a_module_that_is_only_a_file_here_is_pointed_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command `aiopt` does not look for modules in the working directory."""
+    (tmp_path / "only_here.py").write_text("def f(ratios): return 1.0\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [p for p in sys.path if p not in ("", ".")])
+    with pytest.raises(ConfigError, match=r"only_here.py is a file here, so only_here.py:f would"):
+        user_function("only_here:f")
+    assert user_function("only_here.py:f")({}) == 1.0
 
 
 def test_one_pair_has_no_error_that_is_known(module: str) -> None:
