@@ -285,6 +285,7 @@ class BatchRescored:
             experiment=self.stream(row),
             number=int(self.records["number"][row]),
             patch=self._patch(row),
+            verdict=VERDICTS[self.records["verdict"][row]],
             step=step,
             total=total.value,
             low=float(self._low[row]),

@@ -48,6 +48,8 @@ class Ranked:
     experiment: str
     number: int
     patch: str
+    verdict: str
+    """As it was logged: a candidate that ranks first may break a guard."""
     step: Fitness
     """Against the incumbent that it was measured with."""
     total: float
@@ -140,10 +142,12 @@ def _ranked(
     total: Objective,
     objectives: tuple[Objective, ...],
 ) -> Ranked:
+    assert experiment.verdict is not None
     return Ranked(
         experiment=experiment.stream,
         number=experiment.started.number,
         patch=campaign.change_name(experiment),
+        verdict=experiment.verdict.kind,
         step=step,
         total=total.value,
         low=total.sure,

@@ -42,13 +42,14 @@ def ranking_lines(result: Rescored, count: int, top: int) -> Iterator[str]:
             gain_text(ranked.step.value),
             _ends(ranked.step),
             str(ranked.step.pairs),
+            ranked.verdict.replace("_", " "),
             f"without {', '.join(ranked.step.missing)}" if ranked.step.missing else "",
         )
         for place, (ranked, first) in enumerate(zip(shown, (n + 1 for n in tied), strict=True), 1)
     ]
     score = [] if is_weighted else [result.fitness]
     head = ("", "", "experiment", "patch", *score, "better in all", "95 % interval")
-    head = (*head, "own step", "95 % interval", "pairs", "")
+    head = (*head, "own step", "95 % interval", "pairs", "verdict", "")
     yield table(head, rows, right=[0, *range(4, 8 + len(score)), 8 + len(score)])
     yield from first_lines((), count, top)
     if any(first < place for place, first in enumerate(tied)):
