@@ -390,6 +390,23 @@ def test_all_who_are_compared_have_all_they_are_compared_by(
     assert compared_by(weights, patterns, complete=True) == weights.keys()
 
 
+def test_of_complete_candidates_the_incumbent_has_to_be_one() -> None:
+    gain = factors(0.8)
+    (state,) = fold(campaign_log([gain, gain], RULE)).campaigns.values()
+    first, second = state.judged()
+    first.facts[:] = [
+        evolve(f, metrics={"cpu": f.metrics["cpu"]}) if isinstance(f, RunMeasured) else f
+        for f in first.facts
+    ]
+    weights = {"cpu": 1.0, "rss": 1.0}
+    assert len(rank(state, weights=weights).ranked) == 2
+    reasons = dict(rank(state, weights=weights, complete=True).unranked)
+    assert reasons == {
+        first.stream: "not measured on rss, by which the others are compared",
+        second.stream: "its incumbent was not measured on what has a weight",
+    }
+
+
 def test_an_incumbent_without_the_metric_leaves_its_children_without_a_number() -> None:
     gain = factors(0.8)
     (state,) = fold(campaign_log([gain, gain], RULE)).campaigns.values()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from aiopt.campaign import open_campaign
 from aiopt.errors import ConfigError
-from aiopt.events import PatchRef
+from aiopt.events import GateFailed, PatchRef
 from aiopt.replay import CampaignState, fold
 from aiopt.settings import Budget
 from aiopt.standing import Objective, Standing
@@ -171,6 +171,20 @@ async def test_what_a_patch_brought_is_its_candidate_beside_the_parent(tmp_path:
     }
     assert worth["01-win"] == pytest.approx(-math.log(0.6))
     assert worth["02-small"] == pytest.approx(0.0)
+
+
+async def test_what_was_never_judged_on_what_it_is_may_be_tried_again(tmp_path: Path) -> None:
+    """Superseded, or lost with its session; a failure of its own is never tried again."""
+    state = await search(together(tmp_path / "target"), tmp_path / "results", QUICK)
+    everyone = individuals(state, {})
+    ids = {n: proposal.proposed.candidate for n, proposal in state.proposals.items()}
+    before = Known.of(state, everyone).tried
+    assert before == {state.baseline, state.incumbent, *ids.values()}
+    state.proposals[1].status = "superseded"
+    lost = state.experiment_of(state.proposals[2])
+    assert lost is not None
+    lost.facts.append(GateFailed(gate="session", detail="the connection broke"))
+    assert Known.of(state, everyone).tried == before - {ids[1], ids[2]}
 
 
 def test_a_tie_is_decided_by_the_coin() -> None:

@@ -58,6 +58,25 @@ async def test_what_trades_one_metric_for_another_is_an_elite(tmp_path: Path) ->
     assert strategy.ask(state, rng[0], 3) == strategy.ask(state, rng[1], 3)
 
 
+async def test_the_shape_of_patches_is_a_measure(tmp_path: Path) -> None:
+    """Of the whole genome: the patches of the incumbent and the candidate's own."""
+    both = cost(80) + replace_line("size.txt", "10", "10 ")
+    target = write_target(tmp_path / "target", {"01-both": both, "02-more": cost(60, 80)})
+    state = await finish(target, tmp_path / "results", QUICK)
+    names = ("patches", "files", "hunks", "lines")
+    measures = tuple(Measure(name=name, edges=(-0.5, 0.5, 1.5, 2.5, 3.5, 9)) for name in names)
+    archive = MapElites(measures=measures).archive(state)
+    found = {
+        " ".join(patch.name for patch in state.genomes[elite.item]): elite.measures
+        for elite in archive.elites
+    }
+    assert found == {
+        "": (0, 0, 0, 0),
+        "01-both": (1, 2, 2, 4),
+        "01-both 02-more": (2, 3, 3, 6),
+    }
+
+
 async def test_a_measure_that_is_not_there(tmp_path: Path) -> None:
     target = together(tmp_path / "target")
     with pytest.raises(ConfigError, match="no such measure; there are cost, size"):

@@ -115,6 +115,12 @@ def test_what_holds_everywhere_is_robust() -> None:
     assert first.points == len(found.points)
 
 
+def test_where_nothing_can_be_ranked_nobody_is_first() -> None:
+    (state,) = fold(campaign_log([[]], RULE)).campaigns.values()
+    found = what_if(lambda weights: rescore(state, weights=weights), grid_points({"cpu": [1.0]}))
+    assert (found.first, found.order, found.decisions, found.robust) == ((), (), 1, True)
+
+
 async def test_on_a_log(tmp_path: Path) -> None:
     """As a library, by the short name of a campaign."""
     await finish(write_target(tmp_path / "target", POOL), tmp_path / "results", QUICK)
@@ -124,5 +130,7 @@ async def test_on_a_log(tmp_path: Path) -> None:
     assert found.first[0].patch == "13-second-win"
     changed = aiopt.what_if(log, {"cost": [1.0]}, rule="signed-rank", changes={"mei": 0.5})
     assert len(changed.points) == 1
+    with pytest.raises(ConfigError, match="no parameter colour; there are"):
+        aiopt.what_if(log, ["cost"], changes={"colour": 1})
     with pytest.raises(ConfigError, match="there are cmp-0001"):
         aiopt.what_if(log, ["cost"], campaign="cmp-0009")
