@@ -6,8 +6,8 @@
 A campaign for each strategy and seed, each with the same budget of runs (calibration and all) and
 then an audit of its final source against the unmodified one, on fresh pairs beyond the budget. So
 that it takes hours and not days, one run is 250 requests, and the server's CPU time is taken at the
-pace of its core (see pace.py). What was interrupted goes on where it stopped; `--table` only prints
-what there is.
+pace of its core (see pace.py). What was interrupted goes on where it stopped. Of a campaign that
+is finished STRATEGY-SEED.json has the outcome; `--table` only prints what there is of them.
 """
 
 import argparse
@@ -21,9 +21,11 @@ import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import orjson
 from attrs import frozen
 
 import aiopt
+from aiopt.config import structure, unstructure
 from aiopt.events import CandidateRejected, ExperimentStarted, Recorded, VerdictReached
 from aiopt.replay import CampaignState
 from aiopt.settings import Budget, Settings
@@ -91,6 +93,11 @@ def make_target(folder: Path) -> Path:
         description = description.replace(wanted, f'LOAD_REQUESTS = "{brief}"')
     (folder / "target.toml").write_text(description)
     return folder
+
+
+def outcome_file(results: Path, strategy: str, seed: int) -> Path:
+    """Where the outcome of a campaign is kept: it is all that the table needs."""
+    return results / f"{strategy}-{seed}.json"
 
 
 def log_of(results: Path, strategy: str, seed: int) -> Path:
@@ -162,13 +169,12 @@ def outcome_of(strategy: str, seed: int, campaign: CampaignState) -> Outcome:
 
 
 def finished(results: Path, strategies: Iterable[str], seeds: Sequence[int]) -> list[Outcome]:
-    found = []
-    for strategy in strategies:
-        for seed in seeds:
-            campaign = latest(log_of(results, strategy, seed))
-            if campaign is not None and campaign.finished is not None:
-                found.append(outcome_of(strategy, seed, campaign))
-    return found
+    files = [outcome_file(results, strategy, seed) for strategy in strategies for seed in seeds]
+    return [
+        structure(orjson.loads(file.read_bytes()), Outcome, str(file))
+        for file in files
+        if file.is_file()
+    ]
 
 
 def table(outcomes: Sequence[Outcome]) -> Iterator[str]:
@@ -219,7 +225,15 @@ def main() -> int:
                     budget=Budget(runs=options.runs),
                     rule_options=rule,
                 )
-                carry_on(make_target(target), log_of(options.results, strategy, seed), settings)
+                file = outcome_file(options.results, strategy, seed)
+                if file.is_file():
+                    continue
+                log = log_of(options.results, strategy, seed)
+                carry_on(make_target(target), log, settings)
+                done = latest(log)
+                assert done is not None
+                outcome = unstructure(outcome_of(strategy, seed, done))
+                file.write_bytes(orjson.dumps(outcome, option=orjson.OPT_APPEND_NEWLINE))
     except aiopt.AiOptError as error:
         print(error, file=sys.stderr)
         return 2
