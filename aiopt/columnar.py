@@ -417,14 +417,13 @@ class Gathering:
             raise Unprojectable(f"seq {seq}: {type_name} is unknown")
 
     def _run(self, place: int, event: dict[str, Any]) -> None:
-        several = 0
         metrics: dict[str, list[float]] = event["metrics"]
-        for samples in metrics.values():
-            if len(samples) == 1:
-                self._values.append(samples[0])
-            else:
-                several = 1
-                self._values.append(median(samples) if samples else float("nan"))
+        try:
+            values, several = [sample for (sample,) in metrics.values()], 0
+        except ValueError:  # none, or more than one
+            values = [median(samples) if samples else math.nan for samples in metrics.values()]
+            several = 1
+        self._values += values
         texts = event["texts"]
         answers = orjson.dumps(texts, option=orjson.OPT_SORT_KEYS).decode() if texts else ""
         self._keys.append((*metrics,))
@@ -435,8 +434,8 @@ class Gathering:
                 event["attempt"],
                 self.answers.place(answers),
                 self.workloads.place(event["workload"]),
-                PAIR_PURPOSES.index(event["purpose"]),
-                ("A", "B").index(event["arm"]),
+                _PURPOSE[event["purpose"]],
+                _ARM[event["arm"]],
                 event["position"],
                 several,
             )
@@ -531,6 +530,8 @@ class Gathering:
         )
 
 
+_PURPOSE = {name: place for place, name in enumerate(PAIR_PURPOSES)}
+_ARM = {"A": 0, "B": 1}
 _FIELDS: tuple[str, ...] = EXPERIMENT.names or ()
 _CAMPAIGN, _GATE, _VERDICT, _VERDICT_SEQ, _CALIBRATION, _ORDINAL, _OUTCOME = map(
     _FIELDS.index,
