@@ -20,6 +20,7 @@ from aiopt.rules import RuleParams
 from aiopt.scoring import (
     DEFAULT_FITNESS,
     FITNESSES,
+    OF_PAIRS,
     Goals,
     Profiles,
     Scorer,
@@ -224,7 +225,7 @@ def _scorer(
     fitness: str, campaign: CampaignState, params: RuleParams, profiles: Profiles
 ) -> Scorer | None:
     """None for what is one number of pairs."""
-    if fitness in FITNESSES[:2]:
+    if fitness in OF_PAIRS:
         return None
     if (goals := goals_of(fitness, params)) is not None:
         return Goals(campaign, params, goals)

@@ -27,6 +27,7 @@ from aiopt.standing import Objective
 __all__ = [
     "DEFAULT_FITNESS",
     "FITNESSES",
+    "OF_PAIRS",
     "UNFOUNDED",
     "Goals",
     "Profiles",
@@ -39,6 +40,8 @@ __all__ = [
 DEFAULT_FITNESS = "weighted"
 FITNESSES = (DEFAULT_FITNESS, "geometric", "lexicographic", "seed-causal", "MODULE:FUNCTION")
 """What a ranking can be by."""
+OF_PAIRS = FITNESSES[:2]
+"""Those that are one number which is made of pairs."""
 
 UNFOUNDED = "its incumbent was not measured on what has a weight"
 """Why a step leads nowhere that is known."""

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from aiopt.cli._text import short, table
 from aiopt.fitness import Fitness
-from aiopt.ranking import DEFAULT_FITNESS, Ranked
+from aiopt.ranking import Ranked
 from aiopt.rescoring import Rescored
+from aiopt.scoring import OF_PAIRS
 from aiopt.standing import Objective, Standing, tied_with
 from aiopt.stats import percent
 
@@ -29,14 +30,14 @@ def ranking_lines(result: Rescored, count: int, top: int) -> Iterator[str]:
     """The first ones of so many, and what they were compared by."""
     shown = result.ranking[:top]
     tied = tied_with([ranked.standing for ranked in shown])
-    is_weighted = result.fitness == DEFAULT_FITNESS
+    is_total = result.fitness in OF_PAIRS
     rows = [
         (
             str(place),
             f"~{first}" if first < place else "",
             short(ranked.experiment),
             ranked.patch,
-            *([] if is_weighted else [_score(ranked.standing)]),
+            *([] if is_total else [_score(ranked.standing)]),
             gain_text(ranked.total),
             _ends(_in_all(ranked)),
             gain_text(ranked.step.value),
@@ -47,7 +48,7 @@ def ranking_lines(result: Rescored, count: int, top: int) -> Iterator[str]:
         )
         for place, (ranked, first) in enumerate(zip(shown, (n + 1 for n in tied), strict=True), 1)
     ]
-    score = [] if is_weighted else [result.fitness]
+    score = [] if is_total else [result.fitness]
     head = ("", "", "experiment", "patch", *score, "better in all", "95 % interval")
     head = (*head, "own step", "95 % interval", "pairs", "verdict", "")
     yield table(head, rows, right=[0, *range(4, 8 + len(score)), 8 + len(score)])

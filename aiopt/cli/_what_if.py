@@ -51,7 +51,8 @@ def what_if_progress(done: int) -> None:
 def what_if_lines(result: WhatIf, top: int) -> Iterator[str]:
     """What holds everywhere, and where the rest changes."""
     count = len(result.points)
-    yield f"{short(result.campaign)}: {count} weightings of {', '.join(result.points[0])}"
+    weightings = "1 weighting" if count == 1 else f"{count} weightings"
+    yield f"{short(result.campaign)}: {weightings} of {', '.join(result.points[0])}"
     yield ""
     if not result.first:
         yield "no candidate can be ranked"

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from attrs import evolve, frozen
 
+from aiopt.errors import ConfigError
 from aiopt.ranking import breaks_a_guard, rank
 from aiopt.replay import CampaignState
 from aiopt.standing import Objective, Standing
@@ -51,7 +52,11 @@ def pareto_view(campaign: CampaignState, metrics: Sequence[str] = ()) -> ParetoV
     Raises:
         ConfigError: no such metric.
     """
-    names = tuple(metrics) or campaign.params.primaries
+    names = tuple(dict.fromkeys(metrics)) or campaign.params.primaries
+    known = [name for name, metric in campaign.params.metrics.items() if metric.kind == "number"]
+    if unknown := [name for name in names if name not in known]:
+        problems = [(name, f"no such metric; there are {', '.join(known)}") for name in unknown]
+        raise ConfigError("pareto", problems)
     exact = ",".join(f"{name}=0" for name in names)
     ranking = rank(campaign, fitness=f"lexicographic:{exact}", weights=dict.fromkeys(names, 1.0))
     rows = [_row("", "baseline", "", ranking.baseline)]

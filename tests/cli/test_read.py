@@ -262,6 +262,7 @@ def test_replay_over_a_grid_of_weights(finished: Finished) -> None:
     assert "first at 10 of 11: exp-0007 06-scaled (cost 0.1 to 1, size 0 to 0.9)" in text
     assert "  exp-0003 01-better: keep; not kept at 2 of 11, cost 0 to 0.1, size 0.9 to 1" in text
     assert "exp-0007 before exp-0003: at 10 of 11, always proved" in text
+    assert "1 weighting of cost" in invoke("replay", "toy", "--what-if", "cost=2").stdout
     one = invoke("replay", "toy", "--what-if", "cost=1,size=0:0.2:0.1").stdout
     assert "3 weightings" in one
     assert "first at every weighting: exp-0007 06-scaled" in one
@@ -291,7 +292,8 @@ def test_show_pareto(finished: Finished) -> None:
     found = json.loads(invoke("show", "toy", "--pareto", "cost,size", "--json").stdout)
     (view,) = found["campaigns"]
     assert view["metrics"] == ["cost", "size"]
-    assert "colour" in invoke("show", "toy", "--pareto", "colour").stderr
+    none = invoke("show", "toy", "--pareto", "colour").stderr
+    assert "pareto: 1 problem\n  colour: no such metric; there are cost, size" in none
     wrong = invoke("show", "toy", "exp-0003", "--pareto")
     assert "--pareto is of a campaign" in wrong.stderr
 
