@@ -1,11 +1,11 @@
-"""Run on this machine, in place, each command under a supervisor of its own (see `_supervisor`).
+"""Run on this machine, in place, each command under a supervisor (see `machine.supervisor`).
 
 What commands may do is bounded as far as an ordinary user can bound it: what they may write
-(`_landlock`), whom they may signal or trace, what they see of the environment, how long they run,
-and that nothing of them stays. It is not a sandbox against somebody determined. A command can read
-whatever this user can read, talk to the network and to sockets in the file system (that of docker
-would start something that nobody here sees), and use up memory, disk and processes. Run strangers'
-code as a user who has nothing to lose.
+(`machine.landlock`), whom they may signal or trace, what they see of the environment, how long
+they run, and that nothing of them stays. It is not a sandbox against somebody determined. A command
+can read whatever this user can read, talk to the network and to sockets in the file system (that of
+docker would start something that nobody here sees), and use up memory, disk and processes. Run
+strangers' code as a user who has nothing to lose.
 
 Two commands of one workspace are outside of each other: a workload can talk to a service, but not
 signal or trace it, unless `confine` is off. Nor does sudo work, or a pseudo-terminal.
@@ -28,19 +28,27 @@ from anyio import to_thread
 from anyio.abc import ByteStream, TaskGroup
 from attrs import field, frozen
 
-from aiopt.errors import BackendUnavailable, CommandTimeout
+from aiopt.errors import BackendError, BackendUnavailable, CommandTimeout, SessionLost
 from aiopt.events import ProcessRef
 from aiopt.protocols import Command, Completed, Service, Sink, Workspace, WorkspaceSpec
 
-from . import _files, _host, _landlock, _shared_memory
-from ._job import Job, Supervisor
-from ._pool import Pool
-from ._remains import kill_remains
+from . import _files, _host
+from ._job import Job
 from ._service import LocalService
+from .machine import host, landlock, shared_memory
+from .machine.command import (
+    CannotStart,
+    Supervisor,
+    SupervisorLost,
+    executables,
+    passed_environment,
+)
+from .machine.locks import LOCK
+from .machine.pool import Pool
+from .machine.processes import Process, StillThere, kill_remains
 
 __all__ = ["LocalBackend", "LocalService", "LocalWorkspace"]
 
-_PASSED = re.compile(r"PATH|LANG|LC_[A-Z]+|TZ")
 _PLACEHOLDER = re.compile(r"\{(source|harness|run)\}")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/tty")
 
@@ -62,7 +70,7 @@ class LocalBackend:
     """What commands keep of the powers of root, if we are root: `perfmon`, `sys_admin`, ..."""
     shared_memory: bool = True
     """Whether commands may use /dev/shm, as databases and Python's multiprocessing do."""
-    lock_path: str = "/"
+    lock_path: str = LOCK
     """What is locked while measuring; one per machine."""
     _pool: "Pool" = field(init=False, eq=False, repr=False)
 
@@ -103,9 +111,9 @@ class LocalBackend:
 
         `write confinement` says how commands are confined, or why they are not.
         """
-        reason = _landlock.missing() if self.confine else "switched off: confine = false"
-        confinement = f"none ({reason})" if reason else f"landlock (interface {_landlock.abi()})"
-        return {**await _host.observe(), "write confinement": confinement}
+        reason = landlock.missing() if self.confine else "switched off: confine = false"
+        confinement = f"none ({reason})" if reason else f"landlock (interface {landlock.abi()})"
+        return {**await to_thread.run_sync(host.observe), "write confinement": confinement}
 
     def building(self) -> AbstractAsyncContextManager[None]:
         """See `aiopt.protocols.Backend.building`."""
@@ -120,12 +128,16 @@ class LocalBackend:
 
         Every marker that begins with `marker` counts; an empty one stands for none.
         """
-        return await to_thread.run_sync(kill_remains, marker, supervisors)
+        refs = [Process(ref.pid, ref.start_ticks, ref.boot_id) for ref in supervisors]
+        try:
+            return await to_thread.run_sync(kill_remains, marker, refs)
+        except StillThere as error:
+            raise BackendError(str(error)) from error
 
     @property
     def confines(self) -> bool:
         """Whether commands are confined here."""
-        return self.confine and not _landlock.missing()
+        return self.confine and not landlock.missing()
 
 
 class LocalWorkspace:
@@ -239,7 +251,7 @@ class LocalWorkspace:
 
     async def covariates(self) -> Mapping[str, float]:
         """See `aiopt.protocols.Workspace.covariates`."""
-        return _host.covariates()
+        return host.covariates()
 
     # ---- commands ----
 
@@ -248,12 +260,12 @@ class LocalWorkspace:
         """See `aiopt.protocols.Workspace.supervisor`. If all are busy this starts another."""
         if not self._idle:
             self._idle.append(self._supervise())
-        return self._idle[-1].ref
+        return ProcessRef(**self._idle[-1].ref._asdict())
 
     async def run(self, command: Command, sink: Sink) -> Completed:
         """See `aiopt.protocols.Workspace.run`."""
         supervisor = self._take()
-        shared = _shared_memory.entries()
+        shared = shared_memory.entries()
         job: Job | None = None
         try:
             job = self._begin(supervisor, command, sink, tell=False)
@@ -276,7 +288,7 @@ class LocalWorkspace:
     async def start(self, command: Command, sink: Sink) -> Service:
         """See `aiopt.protocols.Workspace.start`. `command.timeout` does not apply."""
         supervisor = self._take()
-        shared = _shared_memory.entries()
+        shared = shared_memory.entries()
         try:
             job = self._begin(supervisor, command, sink, tell=True)
         except BaseException:
@@ -307,12 +319,17 @@ class LocalWorkspace:
                 service.over.set()
 
     async def _sweep(self, before: frozenset[str]) -> None:
-        if _shared_memory.entries() - before:
+        if shared_memory.entries() - before:
             with anyio.CancelScope(shield=True):
-                await to_thread.run_sync(_shared_memory.remove_leftovers, before)
+                await to_thread.run_sync(shared_memory.remove_leftovers, before)
 
     def _supervise(self) -> Supervisor:
-        return self._pool.take()
+        try:
+            return self._pool.take()
+        except CannotStart as error:
+            raise BackendUnavailable(str(error)) from error
+        except SupervisorLost as error:
+            raise SessionLost(str(error)) from error
 
     def _take(self) -> Supervisor:
         supervisor = self._idle.pop() if self._idle else self._supervise()
@@ -347,7 +364,7 @@ class LocalWorkspace:
             return Job(
                 supervisor,
                 self._commands,
-                {"argv": argv, "env": env, "cwd": cwd, "files": _files_of(argv[0], env)},
+                {"argv": argv, "env": env, "cwd": cwd, "files": executables(argv[0], env)},
                 stdin=command.stdin,
                 ruleset=self._allowed_writes() if self._backend.confines else None,
                 lease=self._spec.lease_fd,
@@ -362,13 +379,8 @@ class LocalWorkspace:
                 os.close(lock)  # the command has it now
 
     def _environment(self, command: Command, marker: str) -> dict[str, str]:
-        passed = set(self._spec.pass_env)
-        env = {
-            name: text
-            for name, text in os.environ.items()
-            if name in passed or _PASSED.fullmatch(name)
-        }
         run = self.run_folder
+        env = passed_environment(self._spec.pass_env)
         env |= {"HOME": f"{run}/home", "TMPDIR": f"{run}/tmp", "AIOPT_JOB": marker}
         env |= {"SOURCE_DIR": self._source, "TARGET_DIR": self._harness, "RUN_DIR": run}
         return env | {name: self.expand(text) for name, text in command.env.items()}
@@ -376,12 +388,12 @@ class LocalWorkspace:
     def _allowed_writes(self) -> int:
         """A Landlock ruleset, kept until the next run folder."""
         if self._ruleset is None:
-            shared = [_shared_memory.FOLDER] if self._backend.shared_memory else []
+            shared = [shared_memory.FOLDER] if self._backend.shared_memory else []
             writable = [self.expand(path) for path in self._spec.writable]
             for path in writable:
                 os.makedirs(path, exist_ok=True)
             folders = [self._source, self.run_folder, *writable, *shared]
-            self._ruleset = _landlock.write_ruleset(folders, _DEVICES)
+            self._ruleset = landlock.write_ruleset(folders, _DEVICES)
         return self._ruleset
 
     def _forget_ruleset(self) -> None:
@@ -425,15 +437,3 @@ def _shared_lock(path: Path) -> int:
         os.close(lock)
         raise BackendUnavailable(f"{path}: another controller is just taking over") from error
     return lock
-
-
-def _files_of(name: str, env: Mapping[str, str]) -> list[str]:
-    """The files that `name` may mean, in the order in which to try them."""
-    if "/" in name:
-        return [name]
-    folders = env.get("PATH", os.defpath).split(":")
-    places = [f"{folder or '.'}/{name}" for folder in folders]
-    if not all(place.startswith("/") for place in places):
-        return places
-    # Trying to execute costs more than looking.
-    return [place for place in places if os.access(place, os.X_OK)] or places

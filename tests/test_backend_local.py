@@ -12,8 +12,8 @@ import anyio
 import pytest
 from attrs import evolve
 
-from aiopt.backends import _landlock, _remains, _shared_memory
 from aiopt.backends.local import LocalBackend, LocalWorkspace
+from aiopt.backends.machine import landlock, processes, shared_memory
 from aiopt.errors import BackendUnavailable, SessionLost
 from aiopt.events import ProcessRef
 from aiopt.protocols import Backend, Command, WorkspaceSpec
@@ -24,8 +24,8 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="runs on Linux only"),
 ]
 
-confined = pytest.mark.skipif(bool(_landlock.missing()), reason=_landlock.missing())
-scoped = pytest.mark.skipif(_landlock.abi() < 6, reason="needs Landlock interface 6")
+confined = pytest.mark.skipif(bool(landlock.missing()), reason=landlock.missing())
+scoped = pytest.mark.skipif(landlock.abi() < 6, reason="needs Landlock interface 6")
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ async def test_supervisor_is_the_one_that_runs_the_next_command(spec: WorkspaceS
         for _ in range(2):
             ref = workspace.supervisor
             assert ref is not None
-            assert ref == _remains.process_ref(ref.pid)
+            assert (ref.pid, ref.start_ticks, ref.boot_id) == processes.process_ref(ref.pid)
             sink = Recorder()
             await workspace.run(sh("echo $PPID"), sink)
             assert int(sink.stdout) == ref.pid
@@ -143,7 +143,7 @@ async def test_supervisor_that_died_while_it_waited_is_replaced(spec: WorkspaceS
         first = workspace.supervisor
     assert first is not None
     os.kill(first.pid, signal.SIGKILL)
-    while _remains.process_ref(first.pid):  # noqa: ASYNC110
+    while processes.process_ref(first.pid):  # noqa: ASYNC110
         await anyio.sleep(0.001)
     async with backend.open(spec) as workspace:
         assert workspace.supervisor != first
@@ -153,11 +153,11 @@ async def test_supervisor_that_died_while_it_waited_is_replaced(spec: WorkspaceS
 async def test_process_that_was_forked_ahead_is_replaced(spec: WorkspaceSpec) -> None:
     async with LocalBackend().open(spec) as workspace:
         assert workspace.supervisor is not None
-        while not (ahead := _remains.process_tree(workspace.supervisor.pid)):  # noqa: ASYNC110
+        while not (ahead := processes.process_tree(workspace.supervisor.pid)):  # noqa: ASYNC110
             await anyio.sleep(0.001)
         killed = ahead.pop()
         os.kill(killed, signal.SIGKILL)
-        while killed in _remains.process_tree(workspace.supervisor.pid):  # noqa: ASYNC110
+        while killed in processes.process_tree(workspace.supervisor.pid):  # noqa: ASYNC110
             await anyio.sleep(0.001)
         done = await workspace.run(sh("exit 0"), Recorder())
         assert done.ok
@@ -259,31 +259,31 @@ async def test_multiprocessing_works(spec: WorkspaceSpec) -> None:
 async def test_semaphores_that_are_left_go_and_nothing_else(spec: WorkspaceSpec) -> None:
     """Only what can be nobody's: files of other programs live in the same folder."""
     name = f"aiopt-test-{time.monotonic_ns()}"
-    own = anyio.Path(_shared_memory.FOLDER, name)
+    own = anyio.Path(shared_memory.FOLDER, name)
     try:
         async with LocalBackend().open(spec) as workspace:
-            script = f"cd {_shared_memory.FOLDER}; echo x > sem.{name}; echo x > {name}"
+            script = f"cd {shared_memory.FOLDER}; echo x > sem.{name}; echo x > {name}"
             assert (await workspace.run(sh(script), Recorder())).ok
             assert await own.exists()
-            assert f"sem.{name}" not in _shared_memory.entries()
+            assert f"sem.{name}" not in shared_memory.entries()
     finally:
         await own.unlink()
 
 
 async def test_semaphores_in_use_stay(spec: WorkspaceSpec) -> None:
     name = f"sem.aiopt-test-{time.monotonic_ns()}"
-    path = f"{_shared_memory.FOLDER}/{name}"
+    path = f"{shared_memory.FOLDER}/{name}"
     async with LocalBackend().open(spec) as workspace:
-        before = _shared_memory.entries()
+        before = shared_memory.entries()
         sink = Recorder()
         service = await workspace.start(sh(f"exec 5> {path}; echo up; sleep 100"), sink)
         while sink.stdout != b"up\n":  # noqa: ASYNC110
             await anyio.sleep(0.005)
         await workspace.run(sh("exit 0"), Recorder())
-        _shared_memory.remove_leftovers(before)
-        assert name in _shared_memory.entries()
+        shared_memory.remove_leftovers(before)
+        assert name in shared_memory.entries()
         await service.stop()
-        assert name not in _shared_memory.entries()
+        assert name not in shared_memory.entries()
 
 
 @confined
@@ -369,8 +369,9 @@ async def test_kill_remains_knows_a_reused_number(spec: WorkspaceSpec) -> None:
     backend = LocalBackend()
     async with backend.open(spec) as workspace:
         service = await workspace.start(sh("sleep 100"), Recorder())
-        real = _remains.process_ref(service.pid)
-        assert real is not None
+        found = processes.process_ref(service.pid)
+        assert found is not None
+        real = ProcessRef(**found._asdict())
         for other in (
             evolve(real, start_ticks=real.start_ticks + 1),
             evolve(real, boot_id="another"),

@@ -319,15 +319,15 @@ async def test_a_machine_that_stays_busy_is_waited_for_and_then_unfit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Calm while it is calibrated, under pressure ever after."""
-    from aiopt.backends import _host
+    from aiopt.backends.machine import host
 
-    real, calls = _host.covariates, [0]
+    real, calls = host.covariates, [0]
 
     def pressed() -> Mapping[str, float]:
         calls[0] += 1
         return {**real(), "psi_cpu_some_avg10": 0.0 if calls[0] < 80 else 90.0}
 
-    monkeypatch.setattr(_host, "covariates", pressed)
+    monkeypatch.setattr(host, "covariates", pressed)
     target = write_target(tmp_path / "target", COMMENTS)
     void = {"psi": 20.0, "steal": 0.0, "throttle": False, "pause": 0.001}
     with pytest.raises(Unfit, match="unfit"):

@@ -21,8 +21,8 @@ from typing import Any, NoReturn
 
 import anyio
 
-from aiopt.backends import _job
 from aiopt.backends.local import LocalBackend
+from aiopt.backends.machine import command
 from aiopt.campaign import open_campaign
 from aiopt.errors import ConcurrentWriteError
 from aiopt.events import ProcessRef, Recorded
@@ -200,8 +200,8 @@ def _watch_supervisors(watch: _Watch, folders: Folders) -> None:
         original(*arguments, **named)
         watch.comes("spawn", "after submit")
 
-    _wrap(_job.Supervisor, "__init__", start)
-    _wrap(_job.Supervisor, "submit", submit)
+    _wrap(command.Supervisor, "__init__", start)
+    _wrap(command.Supervisor, "submit", submit)
 
 
 def _watch_resume(watch: _Watch) -> None:
@@ -281,8 +281,8 @@ os._exit(supervisor["main"](sys.argv[1:]))
 def _deaf_supervisors(folders: Folders) -> None:
     """When the controller is gone they wait for the command to end, and clear nothing."""
     script = folders.side / "deaf.py"
-    script.write_text(_DEAF.format(path=_job._SCRIPT))
-    _job._SCRIPT = str(script)
+    script.write_text(_DEAF.format(path=command._SCRIPT))
+    command._SCRIPT = str(script)
 
 
 # ---- a life ----

@@ -1,9 +1,11 @@
 """Supervisors that wait for work."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Sequence
 
-from ._job import Supervisor
+from .command import Supervisor
 
 __all__ = ["Pool"]
 
@@ -23,14 +25,14 @@ class Pool:
         self._idle: list[Supervisor] = []
         self._owner = os.getpid()
 
-    def __reduce__(self) -> "tuple[type[Pool], tuple[bool, tuple[str, ...]]]":
+    def __reduce__(self) -> tuple[type[Pool], tuple[bool, tuple[str, ...]]]:
         return Pool, (self._isolate, self._capabilities)
 
     def take(self) -> Supervisor:
         """One that waits, or a new one.
 
         Raises:
-            BackendUnavailable: it cannot be started.
+            CannotStart: it cannot be started.
         """
         while self._idle:
             supervisor = self._idle.pop()

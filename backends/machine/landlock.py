@@ -1,11 +1,13 @@
 """Landlock: where a process and everything it starts may write, decided by the kernel.
 
 Only writing is restricted; reading and executing stay as they are. A ruleset is a file descriptor:
-it is made here, by the controller, and enforced elsewhere (`_supervisor`), by the process that is
+it is made here, by the controller, and enforced elsewhere (`supervisor`), by the process that is
 about to execute the command.
 
 See https://docs.kernel.org/userspace-api/landlock.html for the numbers.
 """
+
+from __future__ import annotations
 
 import ctypes
 import errno

@@ -3,12 +3,13 @@
 The head passes as it comes, the tail at the end; what is between is counted.
 """
 
+from __future__ import annotations
+
 import fcntl
 import os
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
-
-from aiopt.protocols import OutputStream, Sink
 
 __all__ = ["CappedStream"]
 
@@ -25,9 +26,8 @@ class CappedStream:
     memory.
     """
 
-    def __init__(self, name: OutputStream, sink: Sink, cap: int) -> None:
-        self._name = name
-        self._sink = sink
+    def __init__(self, write: Callable[[bytes], None], cap: int) -> None:
+        self._to_sink = write
         self._head_room = cap - cap // 2
         self._tail_room = cap // 2
         self._tail: deque[bytes] = deque()
@@ -109,5 +109,5 @@ class CappedStream:
         if self._silenced:
             return
         self._silenced = True  # should the sink raise, this was its last chance
-        self._sink.write(self._name, data)
+        self._to_sink(data)
         self._silenced = False

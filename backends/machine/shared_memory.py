@@ -7,6 +7,8 @@ command began, belongs to this user, is neither mapped nor open in any process, 
 of a semaphore or segment that is nothing without its processes. Anything else stays.
 """
 
+from __future__ import annotations
+
 import os
 import stat
 from contextlib import suppress

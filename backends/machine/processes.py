@@ -5,18 +5,30 @@ boot. A kill goes through a descriptor of the process (pidfd) that was opened *b
 it can hit only what was looked at.
 """
 
+from __future__ import annotations
+
 import os
 import signal
 import time
 from collections.abc import Iterable, Iterator
 from functools import cache
+from typing import NamedTuple
 
-from aiopt.errors import BackendError
-from aiopt.events import ProcessRef
-
-__all__ = ["boot_id", "kill_remains", "process_ref", "process_tree"]
+__all__ = ["Process", "StillThere", "boot_id", "kill_remains", "process_ref", "process_tree"]
 
 _PATIENCE_SECONDS = 30.0
+
+
+class Process(NamedTuple):
+    """A process that cannot be mistaken for a later one with the same number."""
+
+    pid: int
+    start_ticks: int
+    boot_id: str
+
+
+class StillThere(Exception):
+    """Processes that do not end, whatever they are sent."""
 
 
 @cache
@@ -35,12 +47,12 @@ def _stat(pid: int) -> list[bytes] | None:
         return None
 
 
-def process_ref(pid: int) -> ProcessRef | None:
+def process_ref(pid: int) -> Process | None:
     """Who `pid` is now; None if it is gone or a zombie."""
     fields = _stat(pid)
     if fields is None or fields[0] in (b"Z", b"X"):
         return None
-    return ProcessRef(pid=pid, start_ticks=int(fields[19]), boot_id=boot_id())
+    return Process(pid, int(fields[19]), boot_id())
 
 
 def _pids() -> Iterator[int]:
@@ -108,7 +120,7 @@ def _kill(pid: int, number: int, wanted: bytes | None) -> bool:
     return True
 
 
-def kill_remains(marker: str, supervisors: Iterable[ProcessRef]) -> int:
+def kill_remains(marker: str, supervisors: Iterable[Process]) -> int:
     """Kill what carries a marker that begins with `marker`, and what is below the supervisors.
 
     Again and again, until nothing is left. An empty marker matches nothing. Never kills this
@@ -116,7 +128,7 @@ def kill_remains(marker: str, supervisors: Iterable[ProcessRef]) -> int:
     count.
 
     Raises:
-        BackendError: something was still there after 30 seconds.
+        StillThere: something was still there after 30 seconds.
     """
     wanted = b"AIOPT_JOB=" + os.fsencode(marker)
     refs = list(supervisors)
@@ -142,7 +154,7 @@ def kill_remains(marker: str, supervisors: Iterable[ProcessRef]) -> int:
         if not hit:
             return len(killed)
         if time.monotonic() > deadline:
-            raise BackendError(
+            raise StillThere(
                 f"processes {sorted(hit)} are still there {_PATIENCE_SECONDS:g} s after SIGKILL"
             )
         time.sleep(0.005)
