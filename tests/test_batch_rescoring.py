@@ -537,3 +537,27 @@ def test_a_confirmation_without_a_valid_pair_leaves_no_fitness() -> None:
     assert isinstance(answer(writer).ranking[0].step, Fitness)
     writer.add(candidate, writer.run("confirm", "mixed", 0, 0, "A", 0.0, ""))
     assert answer(writer).unranked == ((candidate, "no complete pair"),)
+
+
+def test_a_metric_that_no_run_has() -> None:
+    """Neither its limit nor its weight says anything, and the ranking tells of that."""
+    writer = begun({**COMPOSITE, "weights": {"cpu": 0.7, "extra": 0.3}})
+    stream = writer.start("calibration", "base", "base")
+    for index in range(10):
+        writer.pair(stream, "calibration", "mixed", index, 0.0, unusual=0.0)
+    writer.add(stream, ExperimentFinished(outcome="measured"))
+    candidate = judged(writer)
+    for index in range(4):
+        writer.pair(candidate, "screen", "mixed", index, 0.2, unusual=0.0)
+    writer.items = [(stream, _without_extra(event)) for stream, event in writer.items]
+    log, weights = recorded(writer.items), {"cpu": 0.7, "extra": 0.3}
+    found = rescore_columns(source_of(log), writer.campaign, weights=weights).whole()
+    (campaign,) = fold(log).campaigns.values()
+    assert found == rescore(campaign, weights=weights)
+    assert (found.compared_by, found.lacking) == (("cpu",), {"extra": 1})
+
+
+def _without_extra(event: Event) -> Event:
+    if not isinstance(event, RunMeasured):
+        return event
+    return evolve(event, metrics={n: v for n, v in event.metrics.items() if n != "extra"})
