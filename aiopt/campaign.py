@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import anyio
-from attrs import frozen
+from attrs import evolve, frozen
 
 import aiopt
 from aiopt import plugins
@@ -59,7 +59,7 @@ from aiopt.stats import proposal_rng
 from aiopt.target import Target, load_target, spec_of
 from aiopt.verdict import RULES, params_for
 from aiopt.views import evidence_digest, evidence_table, profiles_of
-from aiopt.workbench import Workbench
+from aiopt.workbench import Workbench, marker_of
 
 __all__ = ["BaselineFailed", "Campaign", "Observer", "Unfit", "open_campaign"]
 
@@ -526,7 +526,11 @@ async def open_campaign(
         blobs = BlobStore(home / "blobs")
         journal = Journal(log, state, observer)
         try:
-            async with anyio.create_task_group() as tasks:
+            async with (
+                plug.backend.session(marker_of(home / "events.db")) as backend,
+                anyio.create_task_group() as tasks,
+            ):
+                plug = evolve(plug, backend=backend)
                 bench = Workbench(
                     folder=folder,
                     target=target,

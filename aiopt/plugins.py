@@ -21,7 +21,7 @@ __all__ = ["GROUPS", "Found", "Loaded", "available", "load"]
 GROUPS = ("backends", "profilers", "strategies", "proposers", "targets")
 
 _METHODS: Mapping[str, tuple[str, ...]] = {
-    "backends": ("open", "observe", "building", "measuring", "kill_remains"),
+    "backends": ("session", "open", "observe", "building", "measuring", "kill_remains"),
     "profilers": ("probe", "wrap", "parse"),
     "strategies": ("ask",),
     "proposers": ("propose",),

@@ -224,6 +224,18 @@ class Workspace(Protocol):
 class Backend(Protocol):
     """A way to reach a machine."""
 
+    def session(self, marker: str) -> "AbstractAsyncContextManager[Backend]":
+        """The backend itself, connected for one controller, whose processes carry `marker`.
+
+        Everything else may be asked outside of a session too; it then takes as long as a new
+        connection does. Of one marker there is one session at a time: a new one takes over what an
+        earlier controller left, which `kill_remains` ends.
+
+        Raises:
+            BackendUnavailable: the environment cannot be used, and why.
+        """
+        ...
+
     def open(self, spec: WorkspaceSpec) -> AbstractAsyncContextManager[Workspace]:
         """A workspace; when it is left, nothing that ran in it is alive.
 

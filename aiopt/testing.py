@@ -104,6 +104,8 @@ class _Bench:
     """Where a check runs."""
 
     backend: Backend
+    """In a session."""
+    unconnected: Backend
     spec: WorkspaceSpec
 
     @asynccontextmanager
@@ -359,12 +361,12 @@ async def controller_killed(bench: _Bench) -> None:
     """`kill_remains` kills what a controller that died by kill -9 has left."""
     token = _token()
     spec = evolve(bench.spec, marker=f"{bench.spec.marker}-killed", lease_fd=None)
-    await kill_controller(bench.backend, spec, token)
+    await kill_controller(bench.unconnected, spec, token)
     with anyio.move_on_after(30) as late:
-        await bench.backend.kill_remains(spec.marker, ())
+        await bench.unconnected.kill_remains(spec.marker, ())
     _expect(not late.cancelled_caught, "kill_remains takes more than 30 s")
     await bench.gone(token, within=2)
-    again = await bench.backend.kill_remains(spec.marker, ())
+    again = await bench.unconnected.kill_remains(spec.marker, ())
     _expect(again == 0, f"{again} more to kill the second time")
 
 
@@ -691,6 +693,7 @@ async def check_backend(backend: Backend, *, root: Path, only: Iterable[Check] =
             marker=f"check-{secrets.token_hex(6)}",
         )
         try:
-            await check.run(_Bench(backend=backend, spec=spec))
+            async with backend.session(spec.marker) as connected:
+                await check.run(_Bench(backend=connected, unconnected=backend, spec=spec))
         except _Found as found:
             raise BrokenPromise(check.name, check.promise, str(found)) from None

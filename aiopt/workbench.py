@@ -30,7 +30,7 @@ from aiopt.protocols import Backend, Workspace, WorkspaceSpec
 from aiopt.sources import SourceRepository, remove_tree
 from aiopt.target import Target, harness_digest, harness_files
 
-__all__ = ["Workbench", "load_parser"]
+__all__ = ["Workbench", "load_parser", "marker_of"]
 
 
 @define
@@ -70,7 +70,7 @@ class Workbench:
         self.sides: dict[str, Side] = {}
         self._folder, self._target, self._backend = folder, target, backend
         self._blobs, self._lease, self._work, self._tasks = blobs, lease, work, tasks
-        self._marker = f"aiopt-{digest(str(log_path.resolve()).encode())[:16]}"
+        self._marker = marker_of(log_path)
         self._repository = SourceRepository(work, self._marker)
         self._held: dict[str, _Held] = {}
         self._harness = work / "harness"
@@ -328,6 +328,11 @@ class Workbench:
         if not keep_trees:
             for name in ("trees", "runs", "harness", "fetched"):
                 remove_tree(self._work / name)
+
+
+def marker_of(log_path: Path) -> str:
+    """What the processes of a log's controllers carry, so that a later one can recognise them."""
+    return f"aiopt-{digest(str(log_path.resolve()).encode())[:16]}"
 
 
 def _rebuild_name(candidate: str, layout: int) -> str:

@@ -81,6 +81,11 @@ class LocalBackend:
         return pool
 
     @asynccontextmanager
+    async def session(self, marker: str) -> AsyncIterator["LocalBackend"]:
+        """See `aiopt.protocols.Backend.session`: nothing has to be connected."""
+        yield self
+
+    @asynccontextmanager
     async def open(self, spec: WorkspaceSpec) -> AsyncIterator[Workspace]:
         """See `aiopt.protocols.Backend.open`."""
         if sys.platform != "linux":

@@ -4,19 +4,18 @@
     backend = "nice-local"
     options = { niceness = 10 }
 
-It composes the local backend; one that reaches another machine writes all of `Workspace` itself.
-`aiopt.testing.check_backend` says whether a backend keeps its promises.
+It composes the local backend. `aiopt.testing.check_backend` says whether one keeps its promises.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any, cast
 
 from attrs import evolve, field, frozen
 
 from aiopt.backends.local import LocalBackend
 from aiopt.events import ProcessRef
-from aiopt.protocols import Command, Completed, Service, Sink, Workspace, WorkspaceSpec
+from aiopt.protocols import Backend, Command, Completed, Service, Sink, Workspace, WorkspaceSpec
 
 
 class NiceWorkspace:
@@ -39,6 +38,9 @@ class NiceWorkspace:
 class NiceLocal:
     niceness: int = 5
     _local: LocalBackend = field(init=False, factory=LocalBackend)
+
+    def session(self, marker: str) -> AbstractAsyncContextManager[Backend]:
+        return nullcontext(self)
 
     @asynccontextmanager
     async def open(self, spec: WorkspaceSpec) -> AsyncIterator[Workspace]:
