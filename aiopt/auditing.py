@@ -8,7 +8,7 @@ from aiopt.audit import ablation_of, audit_of, not_separable
 from aiopt.errors import PatchError
 from aiopt.events import ExperimentFinished
 from aiopt.ids import candidate_id
-from aiopt.laboratory import Change, Laboratory
+from aiopt.laboratory import Change, Laboratory, earlier_of
 from aiopt.replay import CampaignState, ExperimentState
 
 __all__ = ["ablate", "audit", "audit_is_due"]
@@ -85,7 +85,9 @@ async def _ablate(lab: Laboratory, without: Change, place: int) -> None:
     emit = lab.emitter(experiment)
     if does_not_apply:
         outcome = not_separable(final.candidate, digest, does_not_apply)
-    elif await lab.bench.side(without.candidate, without.tree, emit, attempts=experiment.attempts):
+    elif await lab.bench.side(
+        without.candidate, without.tree, emit, earlier=earlier_of(experiment, intact=False)
+    ):
         arms = await lab.arms(experiment, without, final, frozenset({"A"}))
         judge = lab.judge(experiment, decider)
         outcome = await lab.run_pairs(experiment, judge, arms, frozenset({"A"}))

@@ -152,11 +152,24 @@ class Campaign:
             for stage in campaign.cut_off_stages()
             if stage.supervisor is not None
         ]
-        killed = await self._bench.clear(supervisors)
+        killed = await self._bench.clear(supervisors, self._adoptable(resume))
         if resume is None:
             await self._start()
         else:
             await self._resume(resume, killed)
+
+    def _adoptable(self, resume: str | None) -> list[str]:
+        """The jobs of builds and tests that a dead controller began: they may go on, and what
+        measures may not, since its pair is not whole.
+        """
+        if resume is None:
+            return []
+        return [
+            stage.job
+            for experiment in self._journal.log_state.campaigns[resume].experiments.values()
+            for stage in experiment.open_stages.values()
+            if stage.job and stage.stage in ("build", "test")
+        ]
 
     async def _start(self) -> None:
         settings = self._settings

@@ -28,7 +28,12 @@ __all__ = ["SCHEMA_VERSIONS", "UPCASTERS", "Codec", "decode", "encode"]
 
 Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
 
-_CHANGED = {"CandidateProposed": 2, "CandidateRejected": 2, "VerdictReached": 2}
+_CHANGED = {
+    "CandidateProposed": 2,
+    "CandidateRejected": 2,
+    "StageStarted": 2,
+    "VerdictReached": 2,
+}
 
 SCHEMA_VERSIONS: Mapping[str, int] = {
     cls.__name__: _CHANGED.get(cls.__name__, 1) for cls in EVENT_TYPES
@@ -51,9 +56,14 @@ def _needs_renamed(tree: dict[str, Any]) -> dict[str, Any]:
     return {**renamed, "pairs_needed": tree.get("needs")}
 
 
+def _started_without_a_name(tree: dict[str, Any]) -> dict[str, Any]:
+    return {**tree, "job": ""}
+
+
 UPCASTERS: Mapping[tuple[str, int], Upcaster] = {
     ("CandidateProposed", 1): _proposed_by_a_proposer,
     ("CandidateRejected", 1): _rejected_as_a_whole,
+    ("StageStarted", 1): _started_without_a_name,
     ("VerdictReached", 1): _needs_renamed,
 }
 """(type, version) -> what makes the dict of `version + 1` out of the dict of `version`."""

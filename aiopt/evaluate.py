@@ -39,7 +39,7 @@ from aiopt.events import (
 )
 from aiopt.genome import without
 from aiopt.ids import short_name
-from aiopt.laboratory import Change, Laboratory
+from aiopt.laboratory import Change, Laboratory, earlier_of
 from aiopt.lifecycle import Emit
 from aiopt.measure import IncumbentFailed, Side, outcome_of, run_once
 from aiopt.mechanism import Profile, check_claim, is_line
@@ -105,9 +105,7 @@ class Evaluator:
             state.baseline,
             change.tree,
             emit,
-            attempts=experiment.attempts,
-            known_artifact=experiment.artifact if intact else None,
-            passed=tuple(experiment.gates) if intact else (),
+            earlier=earlier_of(experiment, intact=intact),
         )
         if side is not None:
             failure = await self._check_workloads(experiment, side, emit)
@@ -233,9 +231,7 @@ class Evaluator:
             experiment.started.tree,
             self._lab.emitter(experiment),
             incumbent_artifact=against.built.artifact,
-            attempts=experiment.attempts,
-            known_artifact=experiment.artifact if intact else None,
-            passed=tuple(experiment.gates) if intact else (),
+            earlier=earlier_of(experiment, intact=intact),
         )
         self._check_harness(experiment)
         if side is None or self._is_done_with(experiment):

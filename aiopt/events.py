@@ -374,6 +374,8 @@ class StageStarted:
     """Which run of a pair it belongs to (`screen:mixed:3:0:B`), of a build which neutral rebuild
     it makes (`layout:3`), or empty.
     """
+    job: str = ""
+    """The name under which a later controller can come back to it; empty where that is not so."""
 
 
 @frozen(kw_only=True, slots=True)

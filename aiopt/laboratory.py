@@ -20,7 +20,7 @@ from aiopt.events import (
     PatchRef,
 )
 from aiopt.journal import Journal
-from aiopt.lifecycle import Emit
+from aiopt.lifecycle import Earlier, Emit
 from aiopt.measure import Arms, IncumbentFailed, PairRunner, Side, TwoSides
 from aiopt.pairs import pairs_by_purpose
 from aiopt.protocols import Backend
@@ -32,7 +32,7 @@ from aiopt.verdict import RULES, Decider, Judge
 from aiopt.voiding import WINDOW, rules_in_force, too_many
 from aiopt.workbench import Workbench
 
-__all__ = ["Change", "Laboratory", "LayoutArms", "Unfit"]
+__all__ = ["Change", "Laboratory", "LayoutArms", "Unfit", "earlier_of"]
 
 T = TypeVar("T")
 
@@ -46,6 +46,16 @@ class Change:
     candidate: str
     genome: tuple[PatchRef, ...]
     tree: str
+
+
+def earlier_of(experiment: ExperimentState, *, intact: bool) -> Earlier:
+    """What was got to with a candidate, of which its source is still there, or not."""
+    return Earlier(
+        attempts=experiment.attempts,
+        cut_off=experiment.open_stages if intact else {},
+        artifact=experiment.artifact if intact else None,
+        passed=tuple(experiment.gates) if intact else (),
+    )
 
 
 class Unfit(AiOptError):
@@ -134,8 +144,7 @@ class Laboratory:
             candidate,
             change.tree,
             partial(self.journal.emit, self.journal.stream),
-            known_artifact=before.artifact if intact else None,
-            passed=before.gates if intact else (),
+            earlier=Earlier(artifact=before.artifact, passed=before.gates) if intact else None,
         )
         if side is None:
             raise IncumbentFailed(
@@ -325,8 +334,11 @@ class LayoutArms:
             layout=layout,
             base=lab.state.started.base_commit,
             genome=change.genome,
-            attempts=experiment.attempts if own else None,
-            known_artifact=lab.state.rebuilds.get((change.candidate, layout)),
+            earlier=Earlier(
+                attempts=experiment.attempts if own else {},
+                cut_off=experiment.open_stages if own else {},
+                artifact=lab.state.rebuilds.get((change.candidate, layout)),
+            ),
         )
         if isinstance(side, Side):
             return side if on_trial else side.writing_to(lab.emitter(experiment))

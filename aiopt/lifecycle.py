@@ -7,7 +7,7 @@ workload with everything around it.
 
 import re
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from copy import copy
 from typing import Protocol
 
@@ -34,6 +34,7 @@ from aiopt.target import Ready, Stage, Target
 __all__ = [
     "PROFILE_FOLDER",
     "Built",
+    "Earlier",
     "Emit",
     "Execution",
     "Output",
@@ -165,6 +166,20 @@ class Built:
     workspace: Workspace
 
 
+@frozen(kw_only=True)
+class Earlier:
+    """What an earlier controller got to with a candidate."""
+
+    attempts: Mapping[tuple[str, str], int] = field(factory=dict)
+    """By stage and run, how often each was begun."""
+    cut_off: Mapping[tuple[str, int, str], StageStarted] = field(factory=dict)
+    """By stage, attempt and run, those of which no end is known."""
+    artifact: str | None = None
+    """What it had built; a build whose files are still the same is not repeated."""
+    passed: Sequence[str] = ()
+    """The gates that it had passed with that."""
+
+
 class Stages:
     """Runs the stages of one target in one workspace and writes their events."""
 
@@ -175,19 +190,20 @@ class Stages:
         emit: Emit,
         blobs: BlobStore,
         parser: str | Parser,
-        attempts: Mapping[tuple[str, str], int] | None = None,
+        earlier: Earlier | None = None,
     ) -> None:
         self._target = target
         self._workspace = workspace
         self._emit = emit
         self._blobs = blobs
         self._parser = parser
-        self._attempts = dict(attempts or {})
+        earlier = earlier or Earlier()
+        self._attempts, self._cut_off = dict(earlier.attempts), dict(earlier.cut_off)
 
     def writing_to(self, emit: Emit) -> "Stages":
         """The same stages in the same workspace, as part of another experiment."""
         other = copy(self)
-        other._emit, other._attempts = emit, {}
+        other._emit, other._attempts, other._cut_off = emit, {}, {}
         return other
 
     # -- single stages --
@@ -214,6 +230,7 @@ class Stages:
                 timeout=command.timeout,
                 supervisor=self._workspace.supervisor,
                 run=run,
+                job=command.job,
             )
         )
 
@@ -228,12 +245,52 @@ class Stages:
         command = self._command(stage, env, name)
         return await self._run(name, command, run)
 
+    async def run_on(
+        self, name: StageName, stage: Stage, env: Mapping[str, str], run: str = ""
+    ) -> StageResult:
+        """The same, but one that an earlier controller began and that goes on without it is not
+        begun again.
+
+        Raises:
+            SessionLost: the machinery went away; logged as outcome `lost`.
+        """
+        command = self._command(stage, env, name)
+        for (cut_off, attempt, of_run), started in list(self._cut_off.items()):
+            if (cut_off, of_run) != (name, run) or not started.job:
+                continue
+            del self._cut_off[cut_off, attempt, of_run]
+
+            async def adopt(output: Output, job: str = started.job) -> Completed | None:
+                return await self._workspace.adopt(job, command, output)
+
+            found = await self._to_its_end(name, attempt, command, run, adopt)
+            if found is not None:
+                return found
+        return await self._run(name, command, run)
+
     async def _run(self, name: StageName, command: Command, run: str) -> StageResult:
-        attempt, output = self._next_attempt(name, run), Output()
+        attempt = self._next_attempt(name, run)
+        command = evolve(command, job=self._workspace.new_job())
         self._started(name, attempt, command, run)
-        began = anyio.current_time()
+
+        async def begin(output: Output) -> Completed | None:
+            return await self._workspace.run(command, output)
+
+        result = await self._to_its_end(name, attempt, command, run, begin)
+        assert result is not None
+        return result
+
+    async def _to_its_end(
+        self,
+        name: StageName,
+        attempt: int,
+        command: Command,
+        run: str,
+        wait: Callable[[Output], Awaitable[Completed | None]],
+    ) -> StageResult | None:
+        output, began = Output(), anyio.current_time()
         try:
-            done = await self._workspace.run(command, output)
+            done = await wait(output)
         except CommandTimeout:
             seconds = anyio.current_time() - began
             self._finished(name, attempt, run, "timeout", None, output, seconds)
@@ -242,6 +299,8 @@ class Stages:
         except SessionLost:
             self._finished(name, attempt, run, "lost", None, output, anyio.current_time() - began)
             raise
+        if done is None:
+            return None
         outcome: StageOutcome = "ok" if done.ok else "failed"
         self._finished(name, attempt, run, outcome, done, output, done.usage.wall_seconds)
         return self._result(outcome, _how_it_ended(done), output, done.usage)
@@ -362,6 +421,7 @@ class Stages:
         command = self._command(deploy, env, "deploy")
         if tool is not None:
             command = tool.wrap(command)
+        command = evolve(command, job=self._workspace.new_job())
         attempt, output = self._next_attempt("deploy", run), Output()
         self._started("deploy", attempt, command, run)
         began = anyio.current_time()
@@ -535,25 +595,25 @@ async def prepare(
     tree: str,
     harness_digest: str,
     incumbent_artifact: str | None,
-    known_artifact: str | None = None,
-    passed: Sequence[str] = (),
+    earlier: Earlier | None = None,
 ) -> Built | None:
     """Build and test a candidate whose source is in the workspace;
     None if a gate failed, which is then logged.
 
-    `known_artifact` and `passed` are what an earlier controller got to: a build whose files are
-    still the same is not repeated, nor is a test that it passed.
+    A build of an earlier controller whose files are still the same is not repeated, nor is a test
+    that it passed.
     """
     emit(SourcePrepared(tree=tree, harness_digest=harness_digest))
     await workspace.new_run("prepare")
     artifact: str | None = None
-    patterns = target.artifact.paths
-    if known_artifact is not None and patterns:
+    earlier = earlier or Earlier()
+    patterns, passed = target.artifact.paths, earlier.passed
+    if earlier.artifact is not None and patterns:
         artifact, _ = await workspace.digest(patterns)
-    if artifact is None or artifact != known_artifact:
+    if artifact is None or artifact != earlier.artifact:
         passed = ()
         if target.stages.build is not None:
-            built = await stages.run("build", target.stages.build, target.build_env(0))
+            built = await stages.run_on("build", target.stages.build, target.build_env(0))
             if not built.ok:
                 emit(GateFailed(gate="build", detail=built.detail, log=built.log))
                 return None
@@ -565,7 +625,7 @@ async def prepare(
                 return None
             emit(ArtifactBuilt(digest=artifact, files=files, incumbent_digest=incumbent_artifact))
     if target.stages.test is not None and "test" not in passed:
-        tested = await stages.run("test", target.stages.test, {})
+        tested = await stages.run_on("test", target.stages.test, {})
         if not tested.ok:
             emit(GateFailed(gate="test", detail=tested.detail, log=tested.log))
             return None
@@ -599,7 +659,7 @@ async def rebuild(
         artifact, _ = await workspace.digest(patterns)
     if artifact is None or artifact != known_artifact:
         env = target.build_env(layout)
-        built = await stages.run("build", build, env, f"layout:{layout}")
+        built = await stages.run_on("build", build, env, f"layout:{layout}")
         if not built.ok:
             detail = f"in layout {layout}: {built.detail}"
             return GateFailed(gate="build", detail=detail, log=built.log)

@@ -71,6 +71,8 @@ class Command:
     timeout: float = 60.0
     label: str = ""
     """What the command is for; shown in progress and process markers."""
+    job: str = ""
+    """A name of `Workspace.new_job`, under which a later controller can come back to it."""
 
 
 @frozen(kw_only=True)
@@ -160,6 +162,25 @@ class Workspace(Protocol):
     @property
     def supervisor(self) -> ProcessRef | None:
         """The process under which the next command will run, if this backend has one."""
+        ...
+
+    def new_job(self) -> str:
+        """A name for a command that nothing else has; empty if nobody can come back to one here."""
+        ...
+
+    async def adopt(self, job: str, command: Command, sink: Sink) -> Completed | None:
+        """How a command ends that an earlier controller started under this name.
+
+        All its output passes once more. None if there is no such command: it never began, or what
+        it ran in is not there any more.
+
+        Raises:
+            CommandTimeout, SessionLost: as `run`.
+        """
+        ...
+
+    def keep_tree(self) -> None:
+        """Say that a later controller may want the source as it is; else a copy of it goes."""
         ...
 
     async def new_run(self, label: str) -> None:
@@ -256,8 +277,13 @@ class Backend(Protocol):
         """Held while a pair is measured; nobody else there builds or measures meanwhile."""
         ...
 
-    async def kill_remains(self, marker: str, supervisors: Sequence[ProcessRef]) -> int:
-        """Kill what a dead controller left; returns how many processes that were."""
+    async def kill_remains(
+        self, marker: str, supervisors: Sequence[ProcessRef], spared: Sequence[str] = ()
+    ) -> int:
+        """Kill what a dead controller left, but for jobs that are to be adopted.
+
+        Returns how many processes that were.
+        """
         ...
 
 

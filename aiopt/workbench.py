@@ -9,7 +9,7 @@ import io
 import os
 import shutil
 import tarfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from aiopt.errors import ConfigError
 from aiopt.events import GateFailed, PatchRef, ProcessRef
 from aiopt.ids import digest
 from aiopt.lease import Lease
-from aiopt.lifecycle import Emit, Stages, prepare, rebuild
+from aiopt.lifecycle import Earlier, Emit, Stages, prepare, rebuild
 from aiopt.measure import Side
 from aiopt.metrics import Parser
 from aiopt.protocols import Backend, Workspace, WorkspaceSpec
@@ -43,7 +43,9 @@ class _Held:
     _close: anyio.Event
     _closed: anyio.Event
 
-    async def close(self) -> None:
+    async def close(self, *, keep_tree: bool = False) -> None:
+        if keep_tree:
+            self.workspace.keep_tree()
         self._close.set()
         await self._closed.wait()
 
@@ -83,11 +85,11 @@ class Workbench:
         """For files that are needed for a moment."""
         return self._work
 
-    async def clear(self, supervisors: Sequence[ProcessRef]) -> int:
-        """Kill what a dead controller left running, remove its run
-        folders; returns how many processes that were.
+    async def clear(self, supervisors: Sequence[ProcessRef], spared: Sequence[str]) -> int:
+        """Kill what a dead controller left running, but for jobs that are to be adopted, and remove
+        its run folders; returns how many processes that were.
         """
-        killed = await self._backend.kill_remains(self._marker, supervisors)
+        killed = await self._backend.kill_remains(self._marker, supervisors, spared)
         self._repository.unlock()
         remove_tree(self._work / "runs")
         self.restore_harness()
@@ -204,15 +206,13 @@ class Workbench:
         emit: Emit,
         *,
         incumbent_artifact: str | None = None,
-        attempts: Mapping[tuple[str, str], int] | None = None,
-        known_artifact: str | None = None,
-        passed: Sequence[str] = (),
+        earlier: Earlier | None = None,
     ) -> Side | None:
         """Build and test a candidate that is checked out; None if a
         gate failed. See `lifecycle.prepare`.
         """
         workspace = await self._open(candidate)
-        stages = Stages(self._target, workspace, emit, self._blobs, self._parser, attempts)
+        stages = Stages(self._target, workspace, emit, self._blobs, self._parser, earlier)
         async with self._backend.building():
             built = await prepare(
                 stages,
@@ -223,8 +223,7 @@ class Workbench:
                 tree=tree,
                 harness_digest=self.harness_digest,
                 incumbent_artifact=incumbent_artifact,
-                known_artifact=known_artifact,
-                passed=passed,
+                earlier=earlier,
             )
         if built is None:
             return None
@@ -241,8 +240,7 @@ class Workbench:
         layout: int,
         base: str,
         genome: Iterable[PatchRef],
-        attempts: Mapping[tuple[str, str], int] | None = None,
-        known_artifact: str | None = None,
+        earlier: Earlier,
     ) -> Side | GateFailed:
         """A candidate in another layout, kept until the candidate is closed; or the gate that
         failed. See `lifecycle.rebuild`; `base` and `genome` as in `check_out`.
@@ -254,7 +252,7 @@ class Workbench:
         if not intact:
             await self.check_out(name, base, genome)
         workspace = await self._open(name)
-        stages = Stages(self._target, workspace, emit, self._blobs, self._parser, attempts)
+        stages = Stages(self._target, workspace, emit, self._blobs, self._parser, earlier)
         async with self._backend.building():
             built = await rebuild(
                 stages,
@@ -264,7 +262,7 @@ class Workbench:
                 candidate=candidate,
                 tree=tree,
                 layout=layout,
-                known_artifact=known_artifact if intact else None,
+                known_artifact=earlier.artifact if intact else None,
             )
         if isinstance(built, GateFailed):
             return built
@@ -286,7 +284,7 @@ class Workbench:
         )
         spec.scratch.mkdir(parents=True, exist_ok=True)
         if candidate in self._held:  # its session was lost before it was ready
-            await self._held.pop(candidate).close()
+            await self._held.pop(candidate).close(keep_tree=True)
         held: _Held = await self._tasks.start(self._hold, spec)
         self._held[candidate] = held
         return held.workspace
@@ -308,7 +306,7 @@ class Workbench:
             self.sides.pop(name, None)
             held = self._held.pop(name, None)
             if held is not None:
-                await held.close()
+                await held.close(keep_tree=keep_tree)
             remove_tree(self._work / "runs" / name)
             if not keep_tree:
                 remove_tree(self.tree_of(name))

@@ -346,7 +346,7 @@ class Link:
             if asked is not None and not asked.answer.done():
                 asked.answer.set_result(message)
             if message.get("known") is False:
-                self._unknown(message)
+                self._unknown(message)  # asked by `_resume`, or by `watch`
         elif "for" in message:
             if message["for"] in self._asked:
                 self._asked[message["for"]].pieces += body
@@ -425,6 +425,16 @@ class Link:
             job.done.set_result(answer["done"])
         pid: int | None = answer.get("pid")
         return pid
+
+    async def watch(self, job: Watched) -> bool:
+        """Come back to a job that somebody else started; whether it is known. Raises as `ask`."""
+        job.started = True
+        self._jobs[job.key] = job
+        answer = await self.ask("watch", job=job.key, offset=job.offset)
+        if not answer["known"] and answer["done"] is None:
+            self._jobs.pop(job.key, None)
+            return False
+        return True
 
     async def forget(self, job: Watched) -> None:
         """It has ended, and its end has been taken note of."""

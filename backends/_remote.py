@@ -51,6 +51,8 @@ class RemoteSession:
     def __init__(self, link: Link, marker: str, options: RemoteOptions) -> None:
         self._link, self._marker, self._options = link, marker, options
         self._names: set[str] = set()
+        self.keeps_trees = False
+        """Whether a workspace was left whose tree is to be kept."""
 
     @asynccontextmanager
     async def session(self, marker: str) -> AsyncIterator["RemoteSession"]:
@@ -73,6 +75,7 @@ class RemoteSession:
             finally:
                 with anyio.CancelScope(shield=True):
                     await workspace.close()
+                self.keeps_trees |= workspace.keeps_tree
         finally:
             self._names.discard(name)
 
@@ -104,7 +107,9 @@ class RemoteSession:
             with anyio.CancelScope(shield=True), suppress(BackendError):
                 await self._link.ask("unlock", name=name)
 
-    async def kill_remains(self, marker: str, supervisors: Sequence[ProcessRef]) -> int:
+    async def kill_remains(
+        self, marker: str, supervisors: Sequence[ProcessRef], spared: Sequence[str] = ()
+    ) -> int:
         """See `aiopt.protocols.Backend.kill_remains`.
 
         What was started through the keeper of another session is not reached: `marker` must be
@@ -112,7 +117,7 @@ class RemoteSession:
         """
         if not marker or marker != self._marker:
             return 0
-        killed: int = (await self._link.ask("clear", spared=[]))["killed"]
+        killed: int = (await self._link.ask("clear", spared=list(spared)))["killed"]
         return killed
 
 
@@ -121,10 +126,11 @@ class RemoteWorkspace:
 
     def __init__(self, link: Link, spec: WorkspaceSpec, options: RemoteOptions) -> None:
         self._link, self._spec, self._options = link, spec, options
-        self._folders: dict[str, str] = {}
+        self._folders: dict[str, Any] = {}
         self._running: set[Watched] = set()
         self._services: list[RemoteService] = []
         self._commands = 0
+        self.keeps_tree = False
 
     # ---- folders ----
 
@@ -147,6 +153,10 @@ class RemoteWorkspace:
             except Refused as error:
                 if error.kind != "not stored" or tries == _TRIES - 1:
                     raise BackendUnavailable(str(error)) from error
+
+    def keep_tree(self) -> None:
+        """See `aiopt.protocols.Workspace.keep_tree`."""
+        self.keeps_tree = True
 
     async def new_run(self, label: str) -> None:
         """See `aiopt.protocols.Workspace.new_run`."""
@@ -233,8 +243,22 @@ class RemoteWorkspace:
 
     async def run(self, command: Command, sink: Sink) -> Completed:
         """See `aiopt.protocols.Workspace.run`."""
-        job = self._job(sink)
+        job = Watched(command.job or self.new_job(), sink)
         await self._start(job, command, timeout=command.timeout)
+        return await self._finish(job, command)
+
+    async def adopt(self, job: str, command: Command, sink: Sink) -> Completed | None:
+        """See `aiopt.protocols.Workspace.adopt`."""
+        watched = Watched(job, sink)
+        if not self._folders["intact"] or not await self._link.watch(watched):
+            await self._link.ask("kill", job=job, grace=0.0)
+            await self._link.ask("ended", job=job)
+            await self._link.forget(watched)
+            return None
+        self._running.add(watched)
+        return await self._finish(watched, command)
+
+    async def _finish(self, job: Watched, command: Command) -> Completed:
         try:
             done = await job.ended()
         except anyio.get_cancelled_exc_class():
@@ -256,7 +280,7 @@ class RemoteWorkspace:
 
     async def start(self, command: Command, sink: Sink) -> Service:
         """See `aiopt.protocols.Workspace.start`. `command.timeout` does not apply."""
-        job = self._job(sink)
+        job = Watched(command.job or self.new_job(), sink)
         pid = await self._start(job, command, timeout=None)
         if pid is None:
             self._running.discard(job)
@@ -265,10 +289,10 @@ class RemoteWorkspace:
         self._services.append(service)
         return service
 
-    def _job(self, sink: Sink) -> Watched:
+    def new_job(self) -> str:
+        """See `aiopt.protocols.Workspace.new_job`."""
         self._commands += 1
-        # A name that no other controller has used, so that nothing old is taken for it.
-        return Watched(f"{self._spec.name}/{secrets.token_hex(4)}-{self._commands:04d}", sink)
+        return f"{self._spec.name}/{secrets.token_hex(4)}-{self._commands:04d}"
 
     async def _start(self, job: Watched, command: Command, *, timeout: float | None) -> int | None:  # noqa: ASYNC109
         argv = [self.expand(word) for word in command.argv]
@@ -320,7 +344,7 @@ class RemoteWorkspace:
             for job in list(self._running - {service.job for service in self._services}):
                 tasks.start_soon(self._kill, job, self._options.grace_seconds)
         with suppress(BackendError):
-            await self._link.ask("close", name=self._spec.name, keep=False)
+            await self._link.ask("close", name=self._spec.name, keep=self.keeps_tree)
 
 
 @define(eq=False)

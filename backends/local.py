@@ -128,8 +128,10 @@ class LocalBackend:
         """See `aiopt.protocols.Backend.measuring`."""
         return _host.host_lock("measuring", self.lock_path)
 
-    async def kill_remains(self, marker: str, supervisors: Sequence[ProcessRef]) -> int:
-        """See `aiopt.protocols.Backend.kill_remains`.
+    async def kill_remains(
+        self, marker: str, supervisors: Sequence[ProcessRef], spared: Sequence[str] = ()
+    ) -> int:
+        """See `aiopt.protocols.Backend.kill_remains`; here nothing outlives its controller.
 
         Every marker that begins with `marker` counts; an empty one stands for none.
         """
@@ -185,6 +187,9 @@ class LocalWorkspace:
             for name in ("home", "tmp"):
                 os.mkdir(os.path.join(self._run, name))
         return self._run
+
+    def keep_tree(self) -> None:
+        """See `aiopt.protocols.Workspace.keep_tree`: it is used in place, not a copy."""
 
     async def new_run(self, label: str) -> None:
         """See `aiopt.protocols.Workspace.new_run`.
@@ -266,6 +271,14 @@ class LocalWorkspace:
         if not self._idle:
             self._idle.append(self._supervise())
         return ProcessRef(**self._idle[-1].ref._asdict())
+
+    def new_job(self) -> str:
+        """See `aiopt.protocols.Workspace.new_job`: nobody can, they end with their controller."""
+        return ""
+
+    async def adopt(self, job: str, command: Command, sink: Sink) -> Completed | None:
+        """See `aiopt.protocols.Workspace.adopt`."""
+        return None
 
     async def run(self, command: Command, sink: Sink) -> Completed:
         """See `aiopt.protocols.Workspace.run`."""

@@ -103,11 +103,12 @@ class SshBackend:
         )
         try:
             await link.open()
+            connected = RemoteSession(link, marker, options)
             try:
-                yield RemoteSession(link, marker, options)
+                yield connected
             finally:
                 with anyio.CancelScope(shield=True):
-                    await link.close(keep_trees=False)
+                    await link.close(keep_trees=connected.keeps_trees)
         finally:
             await login.close()
 
@@ -137,12 +138,14 @@ class SshBackend:
             async with lock:
                 yield
 
-    async def kill_remains(self, marker: str, supervisors: Sequence[ProcessRef]) -> int:
+    async def kill_remains(
+        self, marker: str, supervisors: Sequence[ProcessRef], spared: Sequence[str] = ()
+    ) -> int:
         """See `aiopt.protocols.Backend.kill_remains`."""
         if not marker:
             return 0
         async with self.session(marker) as session:
-            return await session.kill_remains(marker, supervisors)
+            return await session.kill_remains(marker, supervisors, spared)
 
 
 def _one_off() -> str:

@@ -35,9 +35,9 @@ def done_before(folder: str) -> dict[str, Any] | None:
 class Job:
     """One command, from its start until somebody has taken note of its end."""
 
-    def __init__(self, folder: str, marker: str) -> None:
+    def __init__(self, folder: str, marker: str, workspace: str) -> None:
         """`folder` is there and empty; `marker` is what only processes of this command carry."""
-        self.folder, self.marker = folder, marker
+        self.folder, self.marker, self.workspace = folder, marker, workspace
         self.pid: int | None = None
         self.done: dict[str, Any] | None = None
         """How it ended: as `Outcome`, or `lost` or `failed` with a reason; `timed_out` besides."""

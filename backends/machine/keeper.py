@@ -288,7 +288,11 @@ class Keeper:
             workspace = Workspace(folder, message["writable"])
             os.makedirs(folder, exist_ok=True)
             self._workspaces[name] = workspace
-        source = await _in_thread(self._store.make_tree, workspace.source, message["source"])
+        # What was built in it is of use to whoever comes back to a command of it.
+        used = any(job.workspace == name for job in self._jobs.values())
+        source = used or await _in_thread(
+            self._store.make_tree, workspace.source, message["source"]
+        )
         await _in_thread(self._store.make_tree, workspace.harness, message["harness"])
         run = workspace.run or await _in_thread(workspace.new_run)
         return {
@@ -302,7 +306,9 @@ class Keeper:
         return {"run": await _in_thread(self._workspaces[message["name"]].new_run)}
 
     async def _do_close(self, client: Client, message: dict[str, Any], body: bytes) -> Any:
-        workspace = self._workspaces.pop(message["name"], None)
+        name = message["name"]
+        await self._end([key for key, job in self._jobs.items() if job.workspace == name])
+        workspace = self._workspaces.pop(name, None)
         if workspace is not None:
             workspace.forget_ruleset()
             gone = workspace.run if message["keep"] else workspace.folder
@@ -358,7 +364,7 @@ class Keeper:
             except FileExistsError:
                 done = done_before(folder) or {"lost": "the process that kept it is gone"}
                 return {"started": False, "done": done}
-            job = self._jobs[key] = Job(folder, f"{self._marker}/{key}")
+            job = self._jobs[key] = Job(folder, f"{self._marker}/{key}", message["workspace"])
             self._begin(job, key, message, body)
         client.begin(self._pass_on(client, key, job, message["offset"]))
         while job.pid is None and job.done is None:
@@ -370,7 +376,8 @@ class Keeper:
         key = message["job"]
         job = self._jobs.get(key)
         if job is None:
-            return {"known": False, "done": done_before(self._job_folder(key))}
+            done = done_before(self._job_folder(key))
+            return {"known": False, "job": key, "done": done}
         client.begin(self._pass_on(client, key, job, message["offset"]))
         return {"known": True, "pid": job.pid}
 
@@ -468,20 +475,24 @@ class Keeper:
         for descriptor in self._locks.values():
             os.close(descriptor)
         self._locks.clear()
-        killed = 0
-        for key, job in list(self._jobs.items()):
-            if key in spared:
-                continue
-            if job.done is None:
-                job.end_soon(0)
-                await job.ended()
-                killed += 1
-            self._jobs.pop(key, None)
-            await _in_thread(trees.remove, job.folder)
+        killed = await self._end([key for key in self._jobs if key not in spared])
         if not spared:
             # What an earlier keeper left that was killed itself.
             killed += await _in_thread(kill_remains, self._marker, [])
         return killed
+
+    async def _end(self, keys: list[str]) -> int:
+        """Kill these jobs and forget them; how many were running."""
+        running = [self._jobs[key] for key in keys if self._jobs[key].done is None]
+        for job in running:
+            job.end_soon(0)
+        for job in running:
+            await job.ended()
+        for key in keys:
+            job_or_none = self._jobs.pop(key, None)
+            if job_or_none is not None:
+                await _in_thread(trees.remove, job_or_none.folder)
+        return len(running)
 
     # -- locks --
 

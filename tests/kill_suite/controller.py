@@ -206,14 +206,18 @@ def _watch_supervisors(watch: _Watch, folders: Folders) -> None:
 
 def _watch_resume(watch: _Watch) -> None:
     async def kill_remains(
-        original: Any, backend: LocalBackend, marker: str, supervisors: Sequence[ProcessRef]
+        original: Any,
+        backend: LocalBackend,
+        marker: str,
+        supervisors: Sequence[ProcessRef],
+        spared: Sequence[str] = (),
     ) -> int:
         if watch.plan.kind == "resume" and watch.plan.at == "before":
             watch.die("resume: before its remains are killed")
         watch.comes("resume", "during")
         killed: int = 0
         if watch.plan.control != "remains":
-            killed = await original(backend, marker, supervisors)
+            killed = await original(backend, marker, supervisors, spared)
         watch.mark("cleared")
         if watch.plan.kind == "resume" and watch.plan.at == "after":
             watch.die("resume: after its remains were killed")

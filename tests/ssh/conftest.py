@@ -29,4 +29,4 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def backend(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SshBackend:
     """The ordinary user there."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    return SshBackend(host="cslab-server", config=str(server.config))
+    return SshBackend(host="cslab-server", config=str(server.config), lock_path=str(server.folder))

@@ -56,5 +56,7 @@ class NiceLocal:
     def measuring(self) -> AbstractAsyncContextManager[None]:
         return self._local.measuring()
 
-    async def kill_remains(self, marker: str, supervisors: Sequence[ProcessRef]) -> int:
-        return await self._local.kill_remains(marker, supervisors)
+    async def kill_remains(
+        self, marker: str, supervisors: Sequence[ProcessRef], spared: Sequence[str] = ()
+    ) -> int:
+        return await self._local.kill_remains(marker, supervisors, spared)
