@@ -233,7 +233,7 @@ class Evaluator:
             incumbent_artifact=against.built.artifact,
             earlier=earlier_of(experiment, intact=intact),
         )
-        self._check_harness(experiment)
+        await self._check_harness(experiment)
         if side is None or self._is_done_with(experiment):
             await self._conclude(experiment, self._judge(experiment))
 
@@ -247,11 +247,13 @@ class Evaluator:
         profiled = self._profilers.profilers.keys() <= _answered(experiment)
         return outcome.kind == "invalid" or profiled
 
-    def _check_harness(self, experiment: ExperimentState) -> None:
-        if self._bench.harness_changed():
-            detail = "the target's own files were modified while it ran"
-            self._journal.emit(experiment.stream, GateFailed(gate="harness", detail=detail))
-            self._bench.restore_harness()
+    async def _check_harness(self, experiment: ExperimentState) -> bool:
+        """Whether it is what it was."""
+        if not await self._bench.mend_harness():
+            return True
+        detail = "the target's own files were modified while it ran"
+        self._journal.emit(experiment.stream, GateFailed(gate="harness", detail=detail))
+        return False
 
     async def _accept(self, proposal: ProposalState) -> str | None:
         """The candidate's tree, checked out; None if it was rejected."""
@@ -341,8 +343,8 @@ class Evaluator:
         change = Change(started.candidate, started.genome, started.tree)
         arms = await self._lab.arms(experiment, self._lab.incumbent, change, on_trial)
         outcome = await self._lab.run_pairs(experiment, self._judge(experiment), arms, on_trial)
-        self._check_harness(experiment)
-        if outcome.kind != "invalid":
+        intact = await self._check_harness(experiment)
+        if outcome.kind != "invalid" and intact:
             await self._profile(experiment, side)
         await self._conclude(experiment, self._judge(experiment))
 

@@ -218,9 +218,9 @@ class Workspace(Protocol):
         """
         ...
 
-    async def digest(self, patterns: Sequence[str]) -> tuple[str, int]:
-        """One sha256 over the files of `{source}` that match
-        gitignore-style patterns, and how many they are.
+    async def digest(self, patterns: Sequence[str], folder: str = "{source}") -> tuple[str, int]:
+        """One sha256 over the files of a folder that match gitignore-style patterns, and how many
+        they are.
         """
         ...
 

@@ -566,6 +566,7 @@ async def digests(bench: _Bench) -> None:
         _expect((await workspace.digest(["nothing"]))[1] == 0, "files that do not match")
         await _output(workspace, _sh("echo d > {source}/b.bin"))
         _expect((await workspace.digest(["*.bin"]))[0] != first, "same digest, other content")
+        _expect((await workspace.digest(["*"], "{harness}"))[1] == 1, "files of the harness")
 
 
 # ---- together ----

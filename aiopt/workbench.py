@@ -40,6 +40,8 @@ class _Held:
     """
 
     workspace: Workspace
+    harness: str
+    """Digest of the harness that it uses, before anything ran."""
     _close: anyio.Event
     _closed: anyio.Event
 
@@ -167,12 +169,25 @@ class Workbench:
                     tar.addfile(info, content)
         return packed.getvalue()
 
-    def harness_changed(self) -> bool:
-        """Whether somebody, code under test for instance, has modified the copy."""
-        try:
-            return harness_digest(self._harness, self._harness_names) != self.harness_digest
-        except OSError:
-            return True
+    async def mend_harness(self) -> bool:
+        """Whether somebody, code under test for instance, has modified a copy of the harness that
+        a workspace uses. They are copied anew; a workspace that has one of its own is given up for
+        that, and made again from its tree when it is needed.
+        """
+        if not await self._changed_harnesses():
+            return False
+        self.restore_harness()
+        for name in await self._changed_harnesses():
+            await self.close(name, keep_tree=True)
+        return True
+
+    async def _changed_harnesses(self) -> Sequence[str]:
+        """The workspaces that use one."""
+        return [
+            name
+            for name, held in self._held.items()
+            if await _harness_in(held.workspace) != held.harness
+        ]
 
     # -- candidates --
 
@@ -293,7 +308,8 @@ class Workbench:
         close, closed = anyio.Event(), anyio.Event()
         try:
             async with self._backend.open(spec) as workspace:
-                task_status.started(_Held(workspace, close, closed))
+                harness = await _harness_in(workspace)
+                task_status.started(_Held(workspace, harness, close, closed))
                 await close.wait()
         finally:
             closed.set()
@@ -331,6 +347,11 @@ class Workbench:
 def marker_of(log_path: Path) -> str:
     """What the processes of a log's controllers carry, so that a later one can recognise them."""
     return f"aiopt-{digest(str(log_path.resolve()).encode())[:16]}"
+
+
+async def _harness_in(workspace: Workspace) -> str:
+    """Digest of its harness, but for what Python puts beside a module that is imported."""
+    return (await workspace.digest(("*", "!*.pyc"), "{harness}"))[0]
 
 
 def _rebuild_name(candidate: str, layout: int) -> str:

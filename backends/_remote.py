@@ -207,9 +207,9 @@ class RemoteWorkspace:
             raise _as_file_error(error) from None
         await to_thread.run_sync(_unpacked, packed, local)
 
-    async def digest(self, patterns: Sequence[str]) -> tuple[str, int]:
+    async def digest(self, patterns: Sequence[str], folder: str = "{source}") -> tuple[str, int]:
         """See `aiopt.protocols.Workspace.digest`."""
-        folder = self._folders["source"]
+        folder = self._path(folder)
         names: list[str] = (await self._link.ask("names", folder=folder))["names"]
         spec = GitIgnoreSpec.from_lines(patterns)
         wanted = await to_thread.run_sync(lambda: list(spec.match_files(names)))

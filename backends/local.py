@@ -245,9 +245,9 @@ class LocalWorkspace:
         """
         await to_thread.run_sync(_files.get, self._path(remote), local, self._roots())
 
-    async def digest(self, patterns: Sequence[str]) -> tuple[str, int]:
+    async def digest(self, patterns: Sequence[str], folder: str = "{source}") -> tuple[str, int]:
         """See `aiopt.protocols.Workspace.digest`."""
-        return await to_thread.run_sync(_files.digest, Path(self._source), tuple(patterns))
+        return await to_thread.run_sync(_files.digest, self._path(folder), tuple(patterns))
 
     async def free_port(self) -> int:
         """See `aiopt.protocols.Workspace.free_port`. Nothing keeps it free."""

@@ -290,10 +290,9 @@ class Keeper:
             self._workspaces[name] = workspace
         # What was built in it is of use to whoever comes back to a command of it.
         used = any(job.workspace == name for job in self._jobs.values())
-        source = used or await _in_thread(
-            self._store.make_tree, workspace.source, message["source"]
-        )
-        await _in_thread(self._store.make_tree, workspace.harness, message["harness"])
+        make = self._store.make_tree
+        source = used or await _in_thread(make, workspace.source, message["source"])
+        await _in_thread(make, workspace.harness, message["harness"], True)
         run = workspace.run or await _in_thread(workspace.new_run)
         return {
             "source": workspace.source,

@@ -65,8 +65,8 @@ class Store:
                 absent.append(sha256)
         return absent
 
-    def make_tree(self, folder: str, entries: Sequence[Entry]) -> bool:
-        """Make `folder` hold these files, and whatever was built beside them if they were there.
+    def make_tree(self, folder: str, entries: Sequence[Entry], exact: bool = False) -> bool:
+        """Make `folder` hold these files; unless `exact`, what was built beside them may stay.
 
         Returns whether it already held them, unmodified; else it is made anew.
 
@@ -80,6 +80,7 @@ class Store:
                 same = file.read() == wanted
         except FileNotFoundError:
             same = False
+        same = same and (not exact or len(trees.names_in(folder)) == len(entries))
         if same and all(_is_there(folder, entry) for entry in entries):
             return True
         if os.path.lexists(record):

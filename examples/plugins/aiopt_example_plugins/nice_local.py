@@ -4,18 +4,18 @@
     backend = "nice-local"
     options = { niceness = 10 }
 
-It composes the local backend. `aiopt.testing.check_backend` says whether one keeps its promises.
+It is the local backend but for one thing. `aiopt.testing.check_backend` says whether a backend
+keeps its promises.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any, cast
 
-from attrs import evolve, field, frozen
+from attrs import evolve, frozen
 
 from aiopt.backends.local import LocalBackend
-from aiopt.events import ProcessRef
-from aiopt.protocols import Backend, Command, Completed, Service, Sink, Workspace, WorkspaceSpec
+from aiopt.protocols import Command, Completed, Service, Sink, Workspace, WorkspaceSpec
 
 
 class NiceWorkspace:
@@ -35,28 +35,15 @@ class NiceWorkspace:
 
 
 @frozen(kw_only=True)
-class NiceLocal:
-    niceness: int = 5
-    _local: LocalBackend = field(init=False, factory=LocalBackend)
+class NiceLocal(LocalBackend):
+    """The local backend with one more option."""
 
-    def session(self, marker: str) -> AbstractAsyncContextManager[Backend]:
-        return nullcontext(self)
+    niceness: int = 5
 
     @asynccontextmanager
     async def open(self, spec: WorkspaceSpec) -> AsyncIterator[Workspace]:
-        async with self._local.open(spec) as workspace:
+        async with super().open(spec) as workspace:
             yield cast(Workspace, NiceWorkspace(workspace, self.niceness))
 
     async def observe(self) -> Mapping[str, Any]:
-        return {**await self._local.observe(), "niceness": self.niceness}
-
-    def building(self) -> AbstractAsyncContextManager[None]:
-        return self._local.building()
-
-    def measuring(self) -> AbstractAsyncContextManager[None]:
-        return self._local.measuring()
-
-    async def kill_remains(
-        self, marker: str, supervisors: Sequence[ProcessRef], spared: Sequence[str] = ()
-    ) -> int:
-        return await self._local.kill_remains(marker, supervisors, spared)
+        return {**await super().observe(), "niceness": self.niceness}
