@@ -40,7 +40,7 @@ class _Held:
     """
 
     workspace: Workspace
-    harness: str
+    harness: str | None
     """Digest of the harness that it uses, before anything ran."""
     _close: anyio.Event
     _closed: anyio.Event
@@ -349,9 +349,14 @@ def marker_of(log_path: Path) -> str:
     return f"aiopt-{digest(str(log_path.resolve()).encode())[:16]}"
 
 
-async def _harness_in(workspace: Workspace) -> str:
-    """Digest of its harness, but for what Python puts beside a module that is imported."""
-    return (await workspace.digest(("*", "!*.pyc"), "{harness}"))[0]
+async def _harness_in(workspace: Workspace) -> str | None:
+    """Digest of its harness, but for what Python puts beside a module that is imported; None if
+    it cannot be read.
+    """
+    try:
+        return (await workspace.digest(("*", "!*.pyc"), "{harness}"))[0]
+    except OSError:
+        return None
 
 
 def _rebuild_name(candidate: str, layout: int) -> str:
